@@ -1,0 +1,61 @@
+# The commands of the project; each makes what it needs first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OP ?= measure
+IMAGE ?= build/sample.vhd
+ARGS ?=
+
+.PHONY: run test lint format guest generate zig-test check-binary-sizes bench clean
+
+# The environment: the package in editable mode with what development needs.  Made again when its list changes.
+$(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+guest: $(VENV)/.ready
+	$(BIN)/python -m tools.build_guests
+
+generate:
+	$(PYTHON) -m tools.generate
+
+build/sample.vhd: tools/sample_vhd.py
+	mkdir -p build
+	$(PYTHON) tools/sample_vhd.py $@
+
+# `make run` measures a small sample; `make run OP=check IMAGE=path` runs an operation on an image of one's own.
+run: guest $(if $(filter build/sample.vhd,$(IMAGE)),build/sample.vhd)
+	$(BIN)/pyvmm run $(OP) $(ARGS) $(IMAGE)
+
+test: guest
+	$(BIN)/python -m tools.build_guests --test
+	$(BIN)/python -m pytest -n 2
+
+zig-test: $(VENV)/.ready
+	$(BIN)/python -m tools.build_guests --test
+
+lint: $(VENV)/.ready
+	$(BIN)/python -m tools.generate --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m ziglang fmt --check guest tests examples
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python -m ziglang fmt guest tests examples
+
+check-binary-sizes: guest
+	$(BIN)/python -m tools.build_guests --check-sizes
+
+bench: guest
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf build dist vmm/_guest vmm/kvm/*.so vmm/kvm/_binding.c .zig-cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf -- *.egg-info

@@ -1,0 +1,94 @@
+//! What every format offers to the operations, and what it gets to work with.
+
+const std = @import("std");
+const block = @import("block");
+const messages = @import("messages");
+
+/// What format code works with: memory that lives until the run ends, and the place for the reason of a refusal.
+pub const Context = struct {
+    allocator: std.mem.Allocator,
+    diagnostic: *block.Diagnostic,
+};
+
+/// How a range of the virtual disk is stored.
+pub const Kind = enum {
+    /// Bytes in the file.
+    data,
+    /// Reads as zero by what this image itself says.
+    zero,
+    /// Nothing here: the backing file or parent answers, or zero when there is none.
+    unallocated,
+};
+
+/// A run of the virtual disk that is stored in one way.
+pub const Segment = struct {
+    /// Byte offset in the virtual disk.
+    start: u64,
+    /// Bytes, at least 1, never past the virtual size.
+    length: u64,
+    kind: Kind,
+    compressed: bool = false,
+    /// Where the first byte lies in the device, when the run is contiguous there.
+    offset: ?u64 = null,
+};
+
+/// An opened image: the virtual disk as a sequence of segments.
+pub const Image = struct {
+    driver: []const u8,
+    /// Bytes; <= 2^63-1, checked where it entered.
+    virtual_size: u64,
+    /// Cluster, grain or block size in bytes; 0 where the format has none.
+    cluster_size: u64 = 0,
+    /// Whether another file stands behind unallocated ranges.
+    has_backing: bool = false,
+    context: *anyopaque,
+    segment_at: *const fn (context: *anyopaque, start: u64) block.Error!Segment,
+
+    /// The segment that begins at byte `start` (< virtual_size).  Walking from 0 by `length` partitions the disk.
+    pub fn segmentAt(self: Image, start: u64) block.Error!Segment {
+        std.debug.assert(start < self.virtual_size);
+        const segment = try self.segment_at(self.context, start);
+        std.debug.assert(segment.start == start and segment.length > 0);
+        std.debug.assert(segment.length <= self.virtual_size - start);
+        return segment;
+    }
+};
+
+/// Where an operation's messages go while a format is at work (lists are streamed, never collected).
+pub const Sink = struct {
+    context: *anyopaque,
+    deliver: *const fn (context: *anyopaque, message: []const u8) block.Error!void,
+
+    /// Encode one of the generated message structs and deliver it.
+    pub fn emit(self: Sink, message: anytype) block.Error!void {
+        const cbor = @import("cbor");
+        var buffer: [4096]u8 = undefined;
+        const encoded = cbor.encodeMessage(&buffer, message) catch return error.TooLarge;
+        return self.deliver(self.context, encoded);
+    }
+};
+
+/// One format.  A null function means that the operation does not exist for it.
+pub const Driver = struct {
+    /// qemu's driver name, as in `-f`.
+    name: []const u8,
+    /// How sure this format is of the image, 0 (no) to 100.  Ties are broken by order in the registry.
+    probe: *const fn (probe: *const Probe) u8,
+    /// Open for reading the virtual disk's structure.
+    open: ?*const fn (context: Context, device: block.Device) block.Error!Image = null,
+    /// Fill the `info` message; lists go to the sink first.
+    info: ?*const fn (context: Context, device: block.Device, sink: Sink, report: *messages.Info) block.Error!void = null,
+    /// Check consistency; findings go to the sink first.
+    check: ?*const fn (context: Context, device: block.Device, sink: Sink, report: *messages.Check) block.Error!void = null,
+};
+
+/// The bytes that probing looks at, read once for all formats.
+pub const Probe = struct {
+    /// Exact length of the device in bytes.
+    length: u64,
+    /// The first bytes of the device.
+    head: []const u8,
+    /// The last bytes of the device.
+    tail: []const u8,
+    device: block.Device,
+};

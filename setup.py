@@ -1,0 +1,35 @@
+"""Build steps that pyproject.toml cannot state: the KVM binding and the guests.
+
+Everything else about the package stands in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from tools import build_guests
+
+# cffi compiles with the compiler Python was built with; where there is none, the ziglang wheel, a build requirement
+# anyway, is one.
+if "CC" not in os.environ and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+    os.environ["CC"] = f"{sys.executable} -m ziglang cc"
+    os.environ["LDSHARED"] = f"{sys.executable} -m ziglang cc -shared"
+
+
+class BuildWithGuests(build_py):
+    """Compiles the guests before the package's files are gathered, so that a wheel contains them."""
+
+    def run(self) -> None:
+        build_guests.build()
+        super().run()
+
+
+setup(cffi_modules=["vmm/kvm/_build.py:ffibuilder"], cmdclass={"build_py": BuildWithGuests})

@@ -1,0 +1,176 @@
+"""The narrow boundary around the machine.
+
+What opens files and renders reports talks to what runs the machine through the types of this module and nothing
+else: a :class:`Job` (open descriptors and one encoded request) goes in, :class:`Event` objects and one
+:class:`Outcome` come out.  Everything in them is plain data, so that the inner side can live in another process
+without its callers noticing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """One block device of the machine: an open file descriptor.
+
+    The descriptor stays the caller's; it is not closed here.  ``length`` is the exact length in bytes at the time of
+    opening.  A ``resizable`` device may grow, up to ``max_length`` bytes.
+    """
+
+    fd: int
+    length: int
+    read_only: bool = True
+    resizable: bool = False
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run may use; every one of them ends the run with its own error (exit status 75)."""
+
+    #: Wall time in seconds, > 0.
+    timeout: float = 30.0
+    #: Bytes that the guest may read from devices.
+    max_read: int = 16 << 30
+    #: Bytes that the guest may write to devices (zeroes written as holes do not count).
+    max_write: int = 16 << 30
+    #: Messages of the report.
+    max_messages: int = 1_000_000
+    #: Bytes of the whole report.
+    max_report: int = 256 * MIB
+    #: Bytes of guest arena memory, a multiple of 2 MiB.
+    max_memory: int = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One operation on its devices."""
+
+    #: The operation's ELF file, whole.
+    elf: bytes
+    #: The request, encoded (one CBOR item).
+    request: bytes
+    devices: tuple[DeviceSpec, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    #: 0 off, 1 error, 2 warning, 3 info, 4 debug.
+    log_level: int = 0
+    progress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MessageEvent:
+    """One CBOR message of the report, exactly as the guest wrote it: hostile input."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One line of the guest's log: hostile input."""
+
+    level: int
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """Work done so far."""
+
+    done: int
+    total: int
+
+
+Event = MessageEvent | LogEvent | ProgressEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a run used.  Times are wall time in nanoseconds."""
+
+    exits: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    messages: int = 0
+    report_bytes: int = 0
+    elapsed_ns: int = 0
+
+
+class FailureKind(StrEnum):
+    """Why a run did not complete."""
+
+    PANIC = "panic"
+    PAGE_FAULT = "page-fault"
+    EXCEPTION = "exception"
+    TRIPLE_FAULT = "triple-fault"
+    PROTOCOL = "protocol"
+    LIMIT = "limit"
+    IO = "io"
+    KVM = "kvm"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A code address, and where it lies in the source when that is known."""
+
+    address: int
+    function: str | None = None
+    file: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a run failed: everything that a report of a fault needs, as plain data."""
+
+    kind: FailureKind
+    #: One sentence, control characters escaped.
+    message: str
+    #: For LIMIT: which ("timeout", "max-read", "max-write", "max-messages", "max-report") and its value.
+    limit: str | None = None
+    limit_value: float | None = None
+    #: For IO: the device and the errno.
+    device: int | None = None
+    errno: int | None = None
+    #: For exceptions: vector, error code, faulting address, what was accessed and what lies there.
+    vector: int | None = None
+    error_code: int | None = None
+    address: int | None = None
+    access: str | None = None
+    region: str | None = None
+    registers: dict[str, int] = field(default_factory=dict)
+    #: The innermost frame first.
+    backtrace: tuple[Frame, ...] = ()
+    #: The last block requests, newest last, one line each.
+    recent_requests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: with the status the operation gave, or with a failure."""
+
+    status: int | None
+    failure: Failure | None
+    usage: Usage
+    #: Length in bytes of each device at the end, in the order of the job.
+    device_lengths: tuple[int, ...] = ()
+
+
+class Runner(Protocol):
+    """What runs jobs.  One job at a time; many jobs one after another."""
+
+    def run(self, job: Job, on_event: Callable[[Event], None]) -> Outcome:
+        """Run one job to its end.  Events arrive in order, before this returns.
+
+        :raises vmm.errors.KvmUnavailableError: KVM cannot be used.
+        :raises vmm.errors.OperationLoadError: the ELF is not one that the machine can run.
+        """
+
+    def close(self) -> None:
+        """Give up every machine.  Idempotent."""
