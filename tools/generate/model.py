@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +214,10 @@ def load() -> Definition:
     if boot.fields[-1].count != definition.constant("MAX_DEVICES"):
         raise DefinitionError("BootInfo does not hold MAX_DEVICES devices")
     return definition
+
+
+def at_minor(definition: Definition, minor: int) -> Definition:
+    """The contract as it was at an older minor: what an operation built back then was compiled against."""
+    constants = tuple(replace(c, value=minor) if c.name == "TABLE_MINOR" else c for c in definition.constants)
+    entries = tuple(e for e in definition.entries if e.since <= minor)
+    return replace(definition, constants=constants, entries=entries)
