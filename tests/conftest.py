@@ -1,0 +1,95 @@
+"""What all tests share: when a test may be skipped, and where the optional foreign images are.
+
+A test that needs KVM or qemu-img says so with a marker and is skipped only where they are absent.  Where they have
+to be there (our own CI), ``PYVMM_REQUIRE_KVM=1`` and ``PYVMM_REQUIRE_QEMU_IMG=1`` turn that absence into a failure,
+so that a green run cannot be an empty one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+#: marker -> (what is missing, environment variable that forbids to miss it)
+_REQUIREMENTS = {
+    "kvm": ("/dev/kvm cannot be opened", "PYVMM_REQUIRE_KVM"),
+    "qemu_img": ("qemu-img is not installed", "PYVMM_REQUIRE_QEMU_IMG"),
+}
+
+
+def _has_kvm() -> bool:
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _has_qemu_img() -> bool:
+    return shutil.which("qemu-img") is not None and shutil.which("qemu-io") is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kvm: needs a usable /dev/kvm")
+    config.addinivalue_line("markers", "qemu_img: needs qemu-img and qemu-io")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    present = {"kvm": _has_kvm, "qemu_img": _has_qemu_img}
+    for marker, (reason, variable) in _REQUIREMENTS.items():
+        if item.get_closest_marker(marker) is None or present[marker]():
+            continue
+        if os.environ.get(variable) == "1":
+            pytest.fail(f"{reason}, and {variable}=1 does not allow that", pytrace=False)
+        pytest.skip(reason)
+
+
+class ForeignImages:
+    """Images written by other people's programs, unpacked, and what qemu-img answered for each."""
+
+    def __init__(self, root: Path, expected: dict[str, Any]) -> None:
+        self.root = root
+        self.expected = expected
+
+
+def foreign_source() -> Path | None:
+    """The folder with the packed foreign images, or None: ``PYVMM_IMAGES``, else ``../shared/images``."""
+    chosen = os.environ.get("PYVMM_IMAGES")
+    folder = Path(chosen) if chosen else REPOSITORY.parent / "shared" / "images"
+    return folder if (folder / "expected.json").is_file() else None
+
+
+def _unpack(source: Path, destination: Path) -> None:
+    """Unpack every tar; zero blocks stay holes, as sparse tars mean them."""
+    for archive in sorted(source.glob("*.tar.xz")):
+        with tarfile.open(archive) as tar:
+            tar.extractall(destination, filter="data")
+
+
+@pytest.fixture(scope="session")
+def foreign_images(tmp_path_factory: pytest.TempPathFactory) -> ForeignImages:
+    """The foreign images, unpacked once for all pytest-xdist workers; skips where they are absent."""
+    source = foreign_source()
+    if source is None:
+        pytest.skip("no foreign images (PYVMM_IMAGES)")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    root = shared / "foreign"
+    with (shared / "foreign.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / ".complete").exists():
+            root.mkdir(exist_ok=True)
+            _unpack(source, root)
+            (root / ".complete").touch()
+    return ForeignImages(root, json.loads((source / "expected.json").read_text()))
