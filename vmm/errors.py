@@ -6,8 +6,10 @@ optional ``details`` that read the same in text and JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import ClassVar
 
 #: Exit statuses.  0 to 3 and 63 are qemu-img's; the others are from sysexits.h, outside qemu-img's range.
 EXIT_OK = 0
