@@ -69,6 +69,234 @@ class Error(Message):
         put(self, "limit", limit)
 
 
+class CreateOptions(Message):
+    """Creation options (qemu-img's -o, with hyphens); the guest refuses one that the format does not have.
+
+    ``cluster-size``: qcow2: bytes, a power of two from 512 to 2 MiB
+
+    ``refcount-bits``: qcow2: 1, 2, 4, 8, 16, 32 or 64
+
+    ``extended-l2``: qcow2: 128-bit L2 entries with subclusters
+
+    ``compat``: qcow2: 0.10 or v2, 1.1 or v3
+
+    ``preallocation``: off, metadata (qcow2), falloc or full
+
+    ``lazy-refcounts``: qcow2
+
+    ``backing-file``: qcow2: name to write into the image; never opened
+
+    ``backing-format``: qcow2: driver name of the backing file
+
+    ``data-file``: qcow2: name of the external data file to write into the image; never opened by that name
+
+    ``data-file-raw``: qcow2
+
+    ``compression-type``: qcow2: zlib or zstd
+
+    ``encryption``: qcow2: any request for encryption, which is refused
+
+    ``subformat``: vpc: dynamic or fixed
+
+    ``force-size``: vpc: keep the size instead of rounding it to a geometry
+
+    ``nocow``: raw, qcow2, vpc: a wish to the file system; no part of the image
+
+    ``extent-size-hint``: raw, qcow2, vpc: a wish to the file system; no part of the image
+    """
+
+    __slots__ = ("cluster_size", "refcount_bits", "extended_l2", "compat", "preallocation", "lazy_refcounts", "backing_file", "backing_format", "data_file", "data_file_raw", "compression_type", "encryption", "subformat", "force_size", "nocow", "extent_size_hint")
+    NAME = "create-options"
+    FIELDS = (
+        Field("cluster-size", "cluster_size", "uint", True, False, None),
+        Field("refcount-bits", "refcount_bits", "uint", True, False, None),
+        Field("extended-l2", "extended_l2", "bool", True, False, None),
+        Field("compat", "compat", "text", True, False, None),
+        Field("preallocation", "preallocation", "text", True, False, None),
+        Field("lazy-refcounts", "lazy_refcounts", "bool", True, False, None),
+        Field("backing-file", "backing_file", "text", True, False, None),
+        Field("backing-format", "backing_format", "text", True, False, None),
+        Field("data-file", "data_file", "text", True, False, None),
+        Field("data-file-raw", "data_file_raw", "bool", True, False, None),
+        Field("compression-type", "compression_type", "text", True, False, None),
+        Field("encryption", "encryption", "text", True, False, None),
+        Field("subformat", "subformat", "text", True, False, None),
+        Field("force-size", "force_size", "bool", True, False, None),
+        Field("nocow", "nocow", "bool", True, False, None),
+        Field("extent-size-hint", "extent_size_hint", "uint", True, False, None),
+    )
+    cluster_size: int | None
+    refcount_bits: int | None
+    extended_l2: bool | None
+    compat: str | None
+    preallocation: str | None
+    lazy_refcounts: bool | None
+    backing_file: str | None
+    backing_format: str | None
+    data_file: str | None
+    data_file_raw: bool | None
+    compression_type: str | None
+    encryption: str | None
+    subformat: str | None
+    force_size: bool | None
+    nocow: bool | None
+    extent_size_hint: int | None
+
+    def __init__(
+        self,
+        *,
+        cluster_size: int | None = None,
+        refcount_bits: int | None = None,
+        extended_l2: bool | None = None,
+        compat: str | None = None,
+        preallocation: str | None = None,
+        lazy_refcounts: bool | None = None,
+        backing_file: str | None = None,
+        backing_format: str | None = None,
+        data_file: str | None = None,
+        data_file_raw: bool | None = None,
+        compression_type: str | None = None,
+        encryption: str | None = None,
+        subformat: str | None = None,
+        force_size: bool | None = None,
+        nocow: bool | None = None,
+        extent_size_hint: int | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "cluster_size", cluster_size)
+        put(self, "refcount_bits", refcount_bits)
+        put(self, "extended_l2", extended_l2)
+        put(self, "compat", compat)
+        put(self, "preallocation", preallocation)
+        put(self, "lazy_refcounts", lazy_refcounts)
+        put(self, "backing_file", backing_file)
+        put(self, "backing_format", backing_format)
+        put(self, "data_file", data_file)
+        put(self, "data_file_raw", data_file_raw)
+        put(self, "compression_type", compression_type)
+        put(self, "encryption", encryption)
+        put(self, "subformat", subformat)
+        put(self, "force_size", force_size)
+        put(self, "nocow", nocow)
+        put(self, "extent_size_hint", extent_size_hint)
+
+
+class CreateRequest(Message):
+    """What to create. Everything that is not a function of the other fields (time, identity) comes with the request.
+
+    ``format``: qemu's driver name: raw, qcow2 or vpc
+
+    ``size``: bytes of virtual disk
+
+    ``unix-time``: seconds since 1970-01-01 00:00 UTC, for formats that record when they were made; absent: their epoch
+
+    ``uuid``: 16 bytes, the identity for formats that record one; absent: zeroes
+    """
+
+    __slots__ = ("format", "size", "options", "unix_time", "uuid")
+    NAME = "create-request"
+    FIELDS = (
+        Field("format", "format", "text", False, False, None),
+        Field("size", "size", "uint", True, False, None),
+        Field("options", "options", "message", True, False, CreateOptions),
+        Field("unix-time", "unix_time", "uint", True, False, None),
+        Field("uuid", "uuid", "bytes", True, False, None),
+    )
+    format: str
+    size: int | None
+    options: CreateOptions | None
+    unix_time: int | None
+    uuid: bytes | None
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        size: int | None = None,
+        options: CreateOptions | None = None,
+        unix_time: int | None = None,
+        uuid: bytes | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "size", size)
+        put(self, "options", options)
+        put(self, "unix_time", unix_time)
+        put(self, "uuid", uuid)
+
+
+class CreateOption(Message):
+    """One resolved option, as qemu-img's `Formatting` line shows it.
+
+    ``name``: qemu-img's spelling, for example cluster_size
+    """
+
+    __slots__ = ("name", "value")
+    NAME = "create-option"
+    FIELDS = (
+        Field("name", "name", "text", False, False, None),
+        Field("value", "value", "text", False, False, None),
+    )
+    name: str
+    value: str
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        value: str,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "name", name)
+        put(self, "value", value)
+
+
+class Create(Message):
+    """What was written.
+
+    ``format``: driver name
+
+    ``virtual-size``: bytes of virtual disk that a reader will see, after the format's rounding
+
+    ``cluster-size``: cluster or block size in bytes; absent where the format has none
+
+    ``file-length``: exact length of the file
+
+    ``options``: in the order of qemu-img's `Formatting` line, which the size belongs to
+    """
+
+    __slots__ = ("format", "virtual_size", "cluster_size", "file_length", "options")
+    NAME = "create"
+    FIELDS = (
+        Field("format", "format", "text", False, False, None),
+        Field("virtual-size", "virtual_size", "uint", False, False, None),
+        Field("cluster-size", "cluster_size", "uint", True, False, None),
+        Field("file-length", "file_length", "uint", False, False, None),
+        Field("options", "options", "message", False, True, CreateOption),
+    )
+    format: str
+    virtual_size: int
+    cluster_size: int | None
+    file_length: int
+    options: tuple[CreateOption, ...]
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        virtual_size: int,
+        file_length: int,
+        options: tuple[CreateOption, ...],
+        cluster_size: int | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "virtual_size", virtual_size)
+        put(self, "cluster_size", cluster_size)
+        put(self, "file_length", file_length)
+        put(self, "options", options)
+
+
 class InfoLuksSlot(Message):
     """A key slot of a LUKS1 header.
 
@@ -883,9 +1111,155 @@ class InfoNote(Message):
         put(self, "value", value)
 
 
+class MeasureRequest(Message):
+    """What to measure: device 0, or with `size` an empty image of that many bytes.
+
+    ``target``: qemu's driver name of the target: raw, qcow2 or vpc
+
+    ``format``: driver name of the source; absent: detection decides
+
+    ``size``: bytes of virtual disk; no device is looked at
+
+    ``options``: creation options of the target
+    """
+
+    __slots__ = ("target", "format", "size", "options")
+    NAME = "measure-request"
+    FIELDS = (
+        Field("target", "target", "text", False, False, None),
+        Field("format", "format", "text", True, False, None),
+        Field("size", "size", "uint", True, False, None),
+        Field("options", "options", "message", True, False, CreateOptions),
+    )
+    target: str
+    format: str | None
+    size: int | None
+    options: CreateOptions | None
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        format: str | None = None,
+        size: int | None = None,
+        options: CreateOptions | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "target", target)
+        put(self, "format", format)
+        put(self, "size", size)
+        put(self, "options", options)
+
+
+class Measure(Message):
+    """The answer; the first three keys are qemu-img's.
+
+    ``required``: bytes of the target's file for the content that the source has
+
+    ``fully-allocated``: bytes of the target's file when every byte of the disk has been written
+
+    ``bitmaps``: bytes that the source's persistent bitmaps would add; present when both sides can have bitmaps
+
+    ``target``: driver name of the target
+
+    ``virtual-size``: bytes of virtual disk of the target
+
+    ``format``: driver name of the source; absent when measured by size
+    """
+
+    __slots__ = ("required", "fully_allocated", "bitmaps", "target", "virtual_size", "format")
+    NAME = "measure"
+    FIELDS = (
+        Field("required", "required", "uint", False, False, None),
+        Field("fully-allocated", "fully_allocated", "uint", False, False, None),
+        Field("bitmaps", "bitmaps", "uint", True, False, None),
+        Field("target", "target", "text", False, False, None),
+        Field("virtual-size", "virtual_size", "uint", False, False, None),
+        Field("format", "format", "text", True, False, None),
+    )
+    required: int
+    fully_allocated: int
+    bitmaps: int | None
+    target: str
+    virtual_size: int
+    format: str | None
+
+    def __init__(
+        self,
+        *,
+        required: int,
+        fully_allocated: int,
+        target: str,
+        virtual_size: int,
+        bitmaps: int | None = None,
+        format: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "required", required)
+        put(self, "fully_allocated", fully_allocated)
+        put(self, "bitmaps", bitmaps)
+        put(self, "target", target)
+        put(self, "virtual_size", virtual_size)
+        put(self, "format", format)
+
+
+class InfoRequest(Message):
+    """Describe the image on device 0.
+
+    ``format``: driver name; absent: detection decides
+
+    ``qemu-version``: release of qemu-img, as major.minor, whose answer is wanted where releases differ; absent: 7.2
+    """
+
+    __slots__ = ("format", "qemu_version")
+    NAME = "info-request"
+    FIELDS = (
+        Field("format", "format", "text", True, False, None),
+        Field("qemu-version", "qemu_version", "text", True, False, None),
+    )
+    format: str | None
+    qemu_version: str | None
+
+    def __init__(
+        self,
+        *,
+        format: str | None = None,
+        qemu_version: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "qemu_version", qemu_version)
+
+
+class CheckRequest(Message):
+    """Check the image on device 0.
+
+    ``format``: driver name; absent: detection decides
+    """
+
+    __slots__ = ("format",)
+    NAME = "check-request"
+    FIELDS = (
+        Field("format", "format", "text", True, False, None),
+    )
+    format: str | None
+
+    def __init__(
+        self,
+        *,
+        format: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+
+
 #: Every message by its name on the wire.
 MESSAGES: dict[str, type[Message]] = {
     "error": Error,
+    "create-options": CreateOptions,
+    "create-request": CreateRequest,
+    "create-option": CreateOption,
+    "create": Create,
     "info-luks-slot": InfoLuksSlot,
     "info-luks": InfoLuks,
     "info-qcow2": InfoQcow2,
@@ -898,4 +1272,8 @@ MESSAGES: dict[str, type[Message]] = {
     "info-partition": InfoPartition,
     "info-filesystem": InfoFilesystem,
     "info-note": InfoNote,
+    "measure-request": MeasureRequest,
+    "measure": Measure,
+    "info-request": InfoRequest,
+    "check-request": CheckRequest,
 }
