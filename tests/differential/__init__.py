@@ -1,0 +1,1 @@
+"""Our answers against those of the installed qemu-img, number for number."""
