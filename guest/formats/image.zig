@@ -8,6 +8,8 @@ const messages = @import("messages");
 pub const Context = struct {
     allocator: std.mem.Allocator,
     diagnostic: *block.Diagnostic,
+    /// Major version of the qemu whose answers are wanted, where releases differ (`--qemu-version`).
+    qemu_major: u32 = 7,
 };
 
 /// How a range of the virtual disk is stored.

@@ -1,0 +1,86 @@
+//! The registry: every format of the product in one place, and how an image finds its format.
+//!
+//! An operation names what it will do, so that only that code is linked into its ELF:
+//!
+//!     const formats = @import("formats");
+//!     const registry = formats.Registry(.measure);
+//!     const driver = try registry.detect(context, device);         // without -f
+//!     const driver = try registry.byName(context, "qcow2");        // with -f
+//!     const open = driver.open orelse return formats.refuse(context, driver.name, .measure);
+
+const std = @import("std");
+const block = @import("block");
+
+pub const image = @import("image.zig");
+pub const text = @import("text.zig");
+pub const detection = @import("detect.zig");
+pub const recognised = @import("recognised.zig");
+pub const raw = @import("raw/raw.zig");
+pub const vhd = @import("vhd/vhd.zig");
+pub const content = @import("raw/content.zig");
+
+/// Every format.  The order breaks ties of equal probe scores; raw is last because it fits everything.
+pub const drivers: []const image.Driver = &([_]image.Driver{
+    vhd.driver,
+} ++ recognised.drivers ++ [_]image.Driver{
+    raw.driver,
+});
+
+/// What an operation wants of a format.
+pub const Purpose = enum { info, check, measure };
+
+/// The drivers with only the functions that `purpose` calls.  Everything else stays out of the operation's ELF.
+pub fn Registry(comptime purpose: Purpose) type {
+    return struct {
+        pub const drivers: []const image.Driver = blk: {
+            var kept: [all.len]image.Driver = undefined;
+            for (all, 0..) |driver, i| {
+                kept[i] = driver;
+                if (purpose == .check) kept[i].open = null;
+                if (purpose != .info) kept[i].info = null;
+                if (purpose != .check) kept[i].check = null;
+            }
+            const frozen = kept;
+            break :blk &frozen;
+        };
+        const all = @import("formats.zig").drivers;
+
+        /// The format of an image by its content; raw when nothing else fits.  Never refuses for what it finds, only
+        /// for what it cannot read.
+        pub fn detect(context: image.Context, device: block.Device) block.Error!*const image.Driver {
+            _ = context;
+            var probed: detection.Probed = .{};
+            try probed.read(device);
+            return &@This().drivers[detection.best(@This().drivers, &probed.probe)];
+        }
+
+        /// The format that `-f` names.
+        pub fn byName(context: image.Context, name: []const u8) block.Error!*const image.Driver {
+            for (@This().drivers) |*driver| {
+                if (std.mem.eql(u8, driver.name, name)) return driver;
+            }
+            return context.diagnostic.refuse(.invalid_option, .{}, "Unknown driver '{s}'", .{name[0..@min(name.len, 64)]});
+        }
+    };
+}
+
+/// Refuse because `name` has no such function: an operation calls this when the driver's pointer is null.
+pub fn refuse(context: image.Context, name: []const u8, purpose: Purpose) error{Refused} {
+    if (purpose == .check and recognised.hasNoChecks(name)) {
+        return context.diagnostic.refuse(.no_checks, .{ .format = name }, "{s}: This image format does not support checks", .{name});
+    }
+    return context.diagnostic.refuse(
+        .unsupported,
+        .{ .format = name },
+        "{s}: recognised, but this version has no {s} for it",
+        .{ name, @tagName(purpose) },
+    );
+}
+
+test {
+    _ = @import("text.zig");
+    _ = @import("detect.zig");
+    _ = @import("recognised.zig");
+    _ = raw;
+    _ = vhd;
+}

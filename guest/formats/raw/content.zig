@@ -1,0 +1,1 @@
+//! What lies on a virtual disk: partition tables and file systems.

@@ -1,0 +1,179 @@
+//! Formats that this version recognises and names, and refuses by name: probes only.
+//!
+//! Magics are from each format's own description; where qemu-img also looks at a version or type field to decide, the
+//! same field is looked at here.
+
+const std = @import("std");
+const image = @import("image.zig");
+const detect = @import("detect.zig");
+const holds = detect.holds;
+
+/// One way to tell a format: byte strings at fixed places, or a function.
+const Sign = struct {
+    /// qemu's driver name.
+    name: []const u8,
+    /// More precise than the name, for the report.
+    variant: []const u8,
+    magic: []const u8 = "",
+    at: u16 = 0,
+    /// A second field that must agree, such as the version.
+    also: []const u8 = "",
+    also_at: u16 = 0,
+    /// Count `at` from the end of the file instead.
+    from_end: bool = false,
+    matches: ?*const fn (head: []const u8) bool = null,
+};
+
+const signs = [_]Sign{
+    // "QFI\xfb", version 1, big endian (docs/interop/qcow2: version 1 is the older qcow).
+    .{ .name = "qcow", .variant = "qcow-v1", .magic = "QFI\xfb\x00\x00\x00\x01" },
+    // VMware Virtual Disk Format 5.0: hosted sparse extent, COWD (ESX sparse), text descriptor.
+    .{ .name = "vmdk", .variant = "vmdk4", .magic = "KDMV" },
+    .{ .name = "vmdk", .variant = "vmdk3", .magic = "COWD" },
+    .{ .name = "vmdk", .variant = "vmdk-descriptor", .matches = isVmdkDescriptor },
+    // seSparse constant header: magic 0x00000000cafebabe, version 2.1, little endian.
+    .{ .name = "vmdk", .variant = "sesparse", .magic = "\xbe\xba\xfe\xca\x00\x00\x00\x00", .also = "\x01\x00\x00\x00\x02\x00\x00\x00", .also_at = 8 },
+    // VirtualBox VDI 1.1: signature behind 64 bytes of text.
+    .{ .name = "vdi", .variant = "vdi", .magic = "\x7f\x10\xda\xbe", .at = 64 },
+    // MS-VHDX 2.2.1, file type identifier.
+    .{ .name = "vhdx", .variant = "vhdx", .magic = "vhdxfile" },
+    .{ .name = "qed", .variant = "qed", .magic = "QED\x00" },
+    // LUKS On-Disk Format 1.2.3 and 2.1.4: magic, version.
+    .{ .name = "luks", .variant = "luks1", .magic = "LUKS\xba\xbe\x00\x01" },
+    .{ .name = "luks", .variant = "luks2", .magic = "LUKS\xba\xbe\x00\x02" },
+    // Parallels expandable image: two magics, version 2 (docs/interop/parallels).
+    .{ .name = "parallels", .variant = "parallels-v1", .magic = "WithoutFreeSpace", .also = "\x02\x00\x00\x00", .also_at = 16 },
+    .{ .name = "parallels", .variant = "parallels-v2", .magic = "WithouFreSpacExt", .also = "\x02\x00\x00\x00", .also_at = 16 },
+    .{ .name = "bochs", .variant = "bochs", .magic = "Bochs Virtual HD Image\x00", .matches = isGrowingRedolog },
+    // All 83 bytes: a shell script that merely starts alike is not a cloop image.
+    .{
+        .name = "cloop",
+        .variant = "cloop",
+        .magic = "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n",
+    },
+    // UDIF trailer: "koly", version 4, 512 bytes long, at the very end.
+    .{ .name = "dmg", .variant = "udif", .magic = "koly\x00\x00\x00\x04\x00\x00\x02\x00", .at = 512, .from_end = true },
+    // Apple sparse image format of macOS 26.
+    .{ .name = "asif", .variant = "asif", .magic = "shdw" },
+};
+
+const names = blk: {
+    var list: []const []const u8 = &.{};
+    for (signs) |sign| {
+        const last = if (list.len == 0) "" else list[list.len - 1];
+        if (!std.mem.eql(u8, last, sign.name)) list = list ++ [_][]const u8{sign.name};
+    }
+    break :blk list;
+};
+
+/// One probe-only driver for each format, in the order of the table above.
+pub const drivers: [names.len]image.Driver = blk: {
+    var list: [names.len]image.Driver = undefined;
+    for (names, 0..) |name, i| list[i] = .{ .name = name, .probe = Prober(name).probe };
+    break :blk list;
+};
+
+fn Prober(comptime name: []const u8) type {
+    return struct {
+        fn probe(p: *const image.Probe) u8 {
+            const sign = find(p, name) orelse return detect.score.none;
+            return if (sign.from_end) detect.score.trailer else detect.score.magic;
+        }
+    };
+}
+
+/// A name that is more precise than the driver's ("luks2"), null when the content does not look like `name`.
+pub fn variant(p: *const image.Probe, name: []const u8) ?[]const u8 {
+    const sign = find(p, name) orelse return null;
+    return sign.variant;
+}
+
+/// Formats for which qemu-img's `check` ends with status 63 as well.
+pub fn hasNoChecks(name: []const u8) bool {
+    const without = [_][]const u8{ "raw", "qcow", "luks", "bochs", "cloop", "dmg", "asif" };
+    for (without) |one| if (std.mem.eql(u8, one, name)) return true;
+    return false;
+}
+
+fn find(p: *const image.Probe, name: []const u8) ?*const Sign {
+    for (&signs) |*sign| {
+        if (std.mem.eql(u8, sign.name, name) and fits(sign, p)) return sign;
+    }
+    return null;
+}
+
+fn fits(sign: *const Sign, p: *const image.Probe) bool {
+    if (sign.from_end) {
+        return p.tail.len >= sign.at and holds(p.tail, p.tail.len - sign.at, sign.magic);
+    }
+    if (!holds(p.head, sign.at, sign.magic) or !holds(p.head, sign.also_at, sign.also)) return false;
+    return if (sign.matches) |matches| matches(p.head) else true;
+}
+
+/// A growing redolog of version 1 or 2, as the Bochs `bximage` tool writes it.
+fn isGrowingRedolog(head: []const u8) bool {
+    return holds(head, 32, "Redolog\x00") and holds(head, 48, "Growing\x00") and
+        (holds(head, 64, "\x00\x00\x01\x00") or holds(head, 64, "\x00\x00\x02\x00"));
+}
+
+/// A VMDK text descriptor: comment lines and blank lines, then `version=` 1, 2 or 3 on a line of its own.
+fn isVmdkDescriptor(head: []const u8) bool {
+    var rest = head;
+    while (std.mem.indexOfScalar(u8, rest, '\n')) |end| {
+        var line = rest[0..end];
+        rest = rest[end + 1 ..];
+        if (line.len > 0 and line[0] == '#') continue;
+        if (std.mem.endsWith(u8, line, "\r")) line = line[0 .. line.len - 1];
+        if (std.mem.allEqual(u8, line, ' ')) continue;
+        return line.len == 9 and std.mem.startsWith(u8, line, "version=") and line[8] >= '1' and line[8] <= '3';
+    }
+    return false;
+}
+
+fn expectName(expected: ?[]const u8, bytes: []const u8) !void {
+    const device: @import("block").Device = undefined;
+    const tail = bytes[bytes.len - @min(bytes.len, detect.tail_size) ..];
+    const p: image.Probe = .{ .length = bytes.len, .head = bytes[0..@min(bytes.len, detect.head_size)], .tail = tail, .device = device };
+    const index = detect.best(&drivers, &p);
+    if (drivers[index].probe(&p) == 0) return std.testing.expectEqual(expected, null);
+    try std.testing.expectEqualStrings(expected orelse return error.TestUnexpectedMatch, variant(&p, drivers[index].name).?);
+}
+
+test "every sign is found, and none with a byte changed" {
+    for (signs) |sign| {
+        if (sign.matches != null) continue;
+        var bytes: [1024]u8 = @splat(0);
+        const at: usize = if (sign.from_end) bytes.len - sign.at else sign.at;
+        @memcpy(bytes[sign.also_at..][0..sign.also.len], sign.also);
+        @memcpy(bytes[at..][0..sign.magic.len], sign.magic);
+        try expectName(sign.variant, &bytes);
+        for (0..sign.magic.len) |i| {
+            bytes[at + i] ^= 0x80;
+            try expectName(null, &bytes);
+            bytes[at + i] ^= 0x80;
+        }
+    }
+}
+
+test "a VMDK descriptor is told by its version line" {
+    try expectName("vmdk-descriptor", "# Disk DescriptorFile\nversion=1\nCID=1\n");
+    try expectName("vmdk-descriptor", "#\r\n  \r\n\nversion=3\r\n");
+    try expectName(null, "# Disk DescriptorFile\nversion=4\n");
+    try expectName(null, "# Disk DescriptorFile\n version=1\n");
+    try expectName(null, "# Disk DescriptorFile\nversion=1");
+    try expectName(null, "CID=1\nversion=1\n");
+}
+
+test "a Bochs image needs its type and version" {
+    var bytes: [512]u8 = @splat(0);
+    bytes[0..22].* = "Bochs Virtual HD Image".*;
+    bytes[32..39].* = "Redolog".*;
+    bytes[48..55].* = "Growing".*;
+    bytes[66] = 2;
+    try expectName("bochs", &bytes);
+    bytes[66] = 3;
+    try expectName(null, &bytes);
+    bytes[66] = 1;
+    bytes[48] = 'V';
+    try expectName(null, &bytes);
+}
