@@ -5,6 +5,182 @@ from __future__ import annotations
 from calltable.message import Field, Message
 
 
+class Check(Message):
+    """The counters of a finished check.
+
+    ``format``: qemu's driver name
+
+    ``file-length``: exact length of the file
+
+    ``virtual-size``: bytes of the virtual disk
+
+    ``check-errors``: things that could not be checked
+
+    ``corruptions``: errors: data are lost or will be when the image is written
+
+    ``leaks``: clusters that nothing refers to and that are not free
+
+    ``image-end-offset``: first byte behind the last cluster or block in use
+
+    ``total-clusters``: clusters or blocks of the virtual disk
+
+    ``allocated-clusters``: entries that have a place in the file, those behind the end of the disk included, as qemu-img counts
+
+    ``fragmented-clusters``: entries that do not follow their predecessor in the file
+
+    ``compressed-clusters``: entries that are compressed
+
+    ``clusters-inside``: allocated-clusters without those behind the end of the disk, each counted once; at most total-clusters
+
+    ``cluster-size``: bytes
+
+    ``dirty``: the format's own mark: not closed, refcounts may be wrong
+
+    ``corrupt``: the format's own mark: found corrupt by a writer
+
+    ``findings-omitted``: findings that were counted but not sent, because there were too many
+    """
+
+    __slots__ = ("format", "file_length", "virtual_size", "check_errors", "corruptions", "leaks", "image_end_offset", "total_clusters", "allocated_clusters", "fragmented_clusters", "compressed_clusters", "clusters_inside", "cluster_size", "dirty", "corrupt", "findings_omitted")
+    NAME = "check"
+    FIELDS = (
+        Field("format", "format", "text", False, False, None),
+        Field("file-length", "file_length", "uint", False, False, None),
+        Field("virtual-size", "virtual_size", "uint", True, False, None),
+        Field("check-errors", "check_errors", "uint", False, False, None),
+        Field("corruptions", "corruptions", "uint", False, False, None),
+        Field("leaks", "leaks", "uint", False, False, None),
+        Field("image-end-offset", "image_end_offset", "uint", True, False, None),
+        Field("total-clusters", "total_clusters", "uint", True, False, None),
+        Field("allocated-clusters", "allocated_clusters", "uint", True, False, None),
+        Field("fragmented-clusters", "fragmented_clusters", "uint", True, False, None),
+        Field("compressed-clusters", "compressed_clusters", "uint", True, False, None),
+        Field("clusters-inside", "clusters_inside", "uint", True, False, None),
+        Field("cluster-size", "cluster_size", "uint", True, False, None),
+        Field("dirty", "dirty", "bool", True, False, None),
+        Field("corrupt", "corrupt", "bool", True, False, None),
+        Field("findings-omitted", "findings_omitted", "uint", False, False, None),
+    )
+    format: str
+    file_length: int
+    virtual_size: int | None
+    check_errors: int
+    corruptions: int
+    leaks: int
+    image_end_offset: int | None
+    total_clusters: int | None
+    allocated_clusters: int | None
+    fragmented_clusters: int | None
+    compressed_clusters: int | None
+    clusters_inside: int | None
+    cluster_size: int | None
+    dirty: bool | None
+    corrupt: bool | None
+    findings_omitted: int
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        file_length: int,
+        check_errors: int,
+        corruptions: int,
+        leaks: int,
+        findings_omitted: int,
+        virtual_size: int | None = None,
+        image_end_offset: int | None = None,
+        total_clusters: int | None = None,
+        allocated_clusters: int | None = None,
+        fragmented_clusters: int | None = None,
+        compressed_clusters: int | None = None,
+        clusters_inside: int | None = None,
+        cluster_size: int | None = None,
+        dirty: bool | None = None,
+        corrupt: bool | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "file_length", file_length)
+        put(self, "virtual_size", virtual_size)
+        put(self, "check_errors", check_errors)
+        put(self, "corruptions", corruptions)
+        put(self, "leaks", leaks)
+        put(self, "image_end_offset", image_end_offset)
+        put(self, "total_clusters", total_clusters)
+        put(self, "allocated_clusters", allocated_clusters)
+        put(self, "fragmented_clusters", fragmented_clusters)
+        put(self, "compressed_clusters", compressed_clusters)
+        put(self, "clusters_inside", clusters_inside)
+        put(self, "cluster_size", cluster_size)
+        put(self, "dirty", dirty)
+        put(self, "corrupt", corrupt)
+        put(self, "findings_omitted", findings_omitted)
+
+
+class CheckFinding(Message):
+    """Something that is wrong or worth knowing.
+
+    ``kind``: corruption, leak, check-error or note (a note counts for nothing)
+
+    ``message``: one sentence
+
+    ``count``: how much it adds to its counter
+
+    ``structure``: which structure of the format
+
+    ``offset``: byte offset in the file
+
+    ``index``: index of the entry, cluster or block
+
+    ``value``: what was found
+
+    ``expected``: what should be there
+    """
+
+    __slots__ = ("kind", "message", "count", "structure", "offset", "index", "value", "expected")
+    NAME = "check-finding"
+    FIELDS = (
+        Field("kind", "kind", "text", False, False, None),
+        Field("message", "message", "text", False, False, None),
+        Field("count", "count", "uint", False, False, None),
+        Field("structure", "structure", "text", True, False, None),
+        Field("offset", "offset", "uint", True, False, None),
+        Field("index", "index", "uint", True, False, None),
+        Field("value", "value", "uint", True, False, None),
+        Field("expected", "expected", "uint", True, False, None),
+    )
+    kind: str
+    message: str
+    count: int
+    structure: str | None
+    offset: int | None
+    index: int | None
+    value: int | None
+    expected: int | None
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        message: str,
+        count: int,
+        structure: str | None = None,
+        offset: int | None = None,
+        index: int | None = None,
+        value: int | None = None,
+        expected: int | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "kind", kind)
+        put(self, "message", message)
+        put(self, "count", count)
+        put(self, "structure", structure)
+        put(self, "offset", offset)
+        put(self, "index", index)
+        put(self, "value", value)
+        put(self, "expected", expected)
+
+
 class Error(Message):
     """Why the operation could not answer. The run ends with status 1.
 
@@ -1255,6 +1431,8 @@ class CheckRequest(Message):
 
 #: Every message by its name on the wire.
 MESSAGES: dict[str, type[Message]] = {
+    "check": Check,
+    "check-finding": CheckFinding,
     "error": Error,
     "create-options": CreateOptions,
     "create-request": CreateRequest,

@@ -2,6 +2,66 @@
 
 const cbor = @import("cbor");
 
+/// The counters of a finished check.
+pub const Check = struct {
+    pub const message_name = "check";
+
+    /// qemu's driver name
+    format: []const u8,
+    /// exact length of the file
+    file_length: u64,
+    /// bytes of the virtual disk
+    virtual_size: ?u64 = null,
+    /// things that could not be checked
+    check_errors: u64,
+    /// errors: data are lost or will be when the image is written
+    corruptions: u64,
+    /// clusters that nothing refers to and that are not free
+    leaks: u64,
+    /// first byte behind the last cluster or block in use
+    image_end_offset: ?u64 = null,
+    /// clusters or blocks of the virtual disk
+    total_clusters: ?u64 = null,
+    /// entries that have a place in the file, those behind the end of the disk included, as qemu-img counts
+    allocated_clusters: ?u64 = null,
+    /// entries that do not follow their predecessor in the file
+    fragmented_clusters: ?u64 = null,
+    /// entries that are compressed
+    compressed_clusters: ?u64 = null,
+    /// allocated-clusters without those behind the end of the disk, each counted once; at most total-clusters
+    clusters_inside: ?u64 = null,
+    /// bytes
+    cluster_size: ?u64 = null,
+    /// the format's own mark: not closed, refcounts may be wrong
+    dirty: ?bool = null,
+    /// the format's own mark: found corrupt by a writer
+    corrupt: ?bool = null,
+    /// findings that were counted but not sent, because there were too many
+    findings_omitted: u64,
+};
+
+/// Something that is wrong or worth knowing.
+pub const CheckFinding = struct {
+    pub const message_name = "check-finding";
+
+    /// corruption, leak, check-error or note (a note counts for nothing)
+    kind: []const u8,
+    /// one sentence
+    message: []const u8,
+    /// how much it adds to its counter
+    count: u64,
+    /// which structure of the format
+    structure: ?[]const u8 = null,
+    /// byte offset in the file
+    offset: ?u64 = null,
+    /// index of the entry, cluster or block
+    index: ?u64 = null,
+    /// what was found
+    value: ?u64 = null,
+    /// what should be there
+    expected: ?u64 = null,
+};
+
 /// Why the operation could not answer. The run ends with status 1.
 pub const Error = struct {
     pub const message_name = "error";
