@@ -67,6 +67,7 @@ pub const command_emit = 0x6;
 pub const command_block_status = 0x7;
 pub const command_set_length = 0x8;
 pub const command_budget = 0x9;
+pub const command_device_error = 0xa;
 pub const control_text_max = 0x1000;
 pub const report_buffer = 0x8000;
 pub const message_max = 0x7000;
