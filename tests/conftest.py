@@ -12,10 +12,14 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.differential.ours import Ours
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -93,3 +97,12 @@ def foreign_images(tmp_path_factory: pytest.TempPathFactory) -> ForeignImages:
             _unpack(source, root)
             (root / ".complete").touch()
     return ForeignImages(root, json.loads((source / "expected.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def ours() -> Iterator[Ours]:
+    """The command line inside this process, on machines that stay warm for the whole session."""
+    from tests.differential.ours import Ours
+
+    with Ours() as session:
+        yield session
