@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import ClassVar
 
+    from vmm.boundary import Failure
+
 #: Exit statuses.  0 to 3 and 63 are qemu-img's; the others are from sysexits.h, outside qemu-img's range.
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -35,6 +37,8 @@ class VmmError(Exception):
 
     code: ClassVar[str] = "error"
     exit_status: ClassVar[int] = EXIT_FAILED
+    #: How the run failed, when it was a run that failed.
+    failure: Failure | None = None
 
     def __init__(self, message: str, **details: Detail) -> None:
         super().__init__(message)
@@ -85,6 +89,12 @@ class RefusedError(VmmError):
 
     code = "refused"
     exit_status = EXIT_FAILED
+
+
+class NoChecksError(RefusedError):
+    """``check`` of a format that has no checks."""
+
+    exit_status = EXIT_NO_CHECKS
 
 
 class GuestFailedError(VmmError):

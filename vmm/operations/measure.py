@@ -1,0 +1,103 @@
+"""``measure``: how large the file of a conversion would be."""
+
+from __future__ import annotations
+
+from calltable.messages import Measure, MeasureRequest
+from vmm.errors import UsageError
+from vmm.operations.files import InputFile
+from vmm.operations.options import build_options
+from vmm.operations.sizes import parse_size
+from vmm.record import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from calltable.message import Message
+    from vmm.operations.options import OptionValue
+    from vmm.operations.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureReport:
+    """What the file of a conversion would take.  All sizes in bytes."""
+
+    #: The measured file as it was named; None when measured by size.
+    filename: str | None
+    #: For the content that the source has.
+    required: int
+    #: When every byte of the disk has been written.
+    fully_allocated: int
+    #: What the source's persistent bitmaps would add; None unless both sides can have bitmaps.
+    bitmaps: int | None
+    #: Driver name of the target.
+    target: str
+    #: Of the target.
+    virtual_size: int
+    #: Driver name of the source; None when measured by size.
+    format: str | None
+
+    @property
+    def exit_status(self) -> int:
+        """0: there is no other way to answer."""
+        return 0
+
+
+def measure(
+    session: Session,
+    path: str | None = None,
+    *,
+    target: str = "raw",
+    format: str | None = None,  # noqa: A002  (qemu-img's word)
+    size: int | str | None = None,
+    options: Mapping[str, OptionValue | None] | None = None,
+    follow_symlinks: bool = False,
+) -> MeasureReport:
+    """Measure a file, or an empty disk of ``size`` bytes.
+
+    :param target: driver name of the target: raw, qcow2 or vpc.
+    :param format: driver name of the source; None: the guest detects it.
+    :param size: bytes, or text such as ``10G``; instead of ``path``.
+    :param options: creation options of the target by qemu-img's names.
+    :raises UsageError: path and size do not go together, or an option does not exist.
+    :raises VmmError: see :mod:`vmm.errors`.
+    """
+    if (path is None) == (size is None):
+        raise UsageError(
+            "Either --size N or one filename must be specified."
+            if path is None
+            else "--size N cannot be used together with a filename."
+        )
+    if path is None and format is not None:
+        raise UsageError("-f requires a filename argument.")
+    typed, _ = build_options(target, options or {})
+    request = MeasureRequest(
+        target=target,
+        format=format,
+        size=None if size is None else parse_size(str(size)),
+        options=typed,
+    )
+    if path is None:
+        return _report(None, session.answer("measure", request, (), _nothing, main="measure"))
+    with InputFile(path, follow_symlinks=follow_symlinks) as file:
+        file.refuse_empty(format)
+        return _report(
+            path, session.answer("measure", request, (file.device(),), _nothing, main="measure", names=(path,))
+        )
+
+
+def _nothing(message: Message) -> None:
+    """``measure`` has no list messages."""
+
+
+def _report(path: str | None, message: Message) -> MeasureReport:
+    assert isinstance(message, Measure)
+    return MeasureReport(
+        filename=path,
+        required=message.required,
+        fully_allocated=message.fully_allocated,
+        bitmaps=message.bitmaps,
+        target=message.target,
+        virtual_size=message.virtual_size,
+        format=message.format,
+    )

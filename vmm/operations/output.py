@@ -1,0 +1,164 @@
+"""Output files: they appear whole or not at all.
+
+The bytes go to a file without a name (``O_TMPFILE``) in the target's directory, or where the file system has no such
+thing to one with a temporary name.  :meth:`OutputFile.commit` makes it durable, puts it in place in one step, and makes
+the directory durable.  Whatever happens before that leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from vmm.boundary import DeviceSpec
+from vmm.errors import FileError
+from vmm.operations.files import file_error
+from vmm.operations.sizes import MAX_SIZE
+from vmm.operations.text import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+#: Mode of a new file before the umask, as every program that creates one asks for.
+_MODE = 0o666
+
+
+class OutputFile:
+    """A file to be written, as a context manager: leaving it without :meth:`commit` leaves nothing behind.
+
+    An existing regular file is replaced (its permissions are kept); anything else that exists is refused.
+
+    :param follow_symlinks: when the target is a symbolic link, replace what it points to.
+    :raises FileError: the directory cannot be written, or the target is a directory, a device, a link.
+    """
+
+    __slots__ = ("_committed", "_directory", "_directory_fd", "_name", "_replaced", "_temporary", "fd", "path")
+
+    def __init__(self, path: str, *, follow_symlinks: bool = False) -> None:
+        self.path = path
+        self.fd = -1
+        self._directory_fd = -1
+        self._temporary: str | None = None
+        self._committed = False
+        self._replaced: os.stat_result | None = None
+        try:
+            self._open(os.path.realpath(path) if follow_symlinks else path)
+        except OSError as error:
+            self.close()
+            raise file_error(path, "create", error) from None
+        except ValueError as error:
+            self.close()
+            raise FileError(f"Could not create '{printable(path)}': {error}", file=path) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, target: str) -> None:
+        self._directory, self._name = os.path.split(target)
+        if self._name in ("", ".", ".."):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        self._directory = self._directory or "."
+        self._directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._replaced = os.stat(self._name, dir_fd=self._directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            pass
+        else:
+            self._check_replaced(self._replaced.st_mode)
+        self.fd = self._open_nameless()
+        if self._replaced is not None:
+            os.fchmod(self.fd, stat.S_IMODE(self._replaced.st_mode))
+
+    def _check_replaced(self, mode: int) -> None:
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "a device, FIFO or socket"
+            raise FileError(
+                f"Could not create '{printable(self.path)}': it exists and is {kind}, which is not replaced",
+                file=self.path,
+            )
+        if not os.access(self._name, os.W_OK, dir_fd=self._directory_fd):
+            # A file that may not be written is not to be replaced either, though the directory would allow it.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def _open_nameless(self) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(".", flags | os.O_TMPFILE, _MODE, dir_fd=self._directory_fd)
+        except OSError as error:
+            # Kernels and file systems without O_TMPFILE answer in one of these ways.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+                raise
+        self._temporary = self._temporary_name()
+        return os.open(self._temporary, flags | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=self._directory_fd)
+
+    @staticmethod
+    def _temporary_name() -> str:
+        return f".pyvmm-{os.urandom(8).hex()}.part"
+
+    def device(self) -> DeviceSpec:
+        """The device that a machine sees: empty, and it may grow."""
+        return DeviceSpec(fd=self.fd, length=0, read_only=False, resizable=True, max_length=MAX_SIZE)
+
+    def disk_size(self) -> int:
+        """Bytes that the file takes on the host's disk so far."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def commit(self) -> None:
+        """Make the content durable and put the file in place.
+
+        :raises FileError: the file system refused; nothing is left behind.
+        """
+        try:
+            os.fsync(self.fd)
+            self._place()
+            self._committed = True
+            os.fsync(self._directory_fd)
+        except OSError as error:
+            raise file_error(self.path, "create", error) from None
+
+    def _place(self) -> None:
+        if self._temporary is None:
+            source = f"/proc/self/fd/{self.fd}"
+            if self._replaced is None:
+                try:
+                    os.link(source, self._name, dst_dir_fd=self._directory_fd, follow_symlinks=True)
+                except FileExistsError:
+                    pass  # somebody made it meanwhile: replace it, as the open would have
+                else:
+                    return
+            # linkat does not replace: a temporary name first, then rename.
+            name = self._temporary_name()
+            os.link(source, name, dst_dir_fd=self._directory_fd, follow_symlinks=True)
+            self._temporary = name
+        os.rename(self._temporary, self._name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
+        self._temporary = None
+
+    def close(self) -> None:
+        """Close everything and remove a temporary name.  Idempotent."""
+        if self._temporary is not None and not self._committed:
+            self._remove(self._temporary)
+            self._temporary = None
+        for fd in (self.fd, self._directory_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._directory_fd = -1
+
+    def _remove(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self._directory_fd)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
