@@ -15,13 +15,13 @@ snapshot) or ``DONE`` (the run is complete; ``bus.control.status`` is the operat
 * :class:`~vmm.devices.errors.ProtocolViolation`: nonsense at the control device, or an access where nothing is,
 * whatever ``on_event`` or ``check`` raise.
 
-``check`` is called about every 16 MiB of file data while a request is being served, so that a deadline or Ctrl-C also ends long
-transfers.  Nothing else leaves this package, whatever a guest writes.
+``check`` is called about every 16 MiB of file data while a request is being served, so that a deadline or Ctrl-C
+also ends long transfers.  Nothing else leaves this package, whatever a guest writes.
 
-The boot page of a run is filled from ``bus.boot_devices()``; the outcome from ``bus.usage()`` (without exits and
-time), ``bus.device_lengths()``, ``bus.recent_requests()`` and ``bus.last_io_error()``.  ``bus.state()`` and ``bus.restore(state)`` are for the snapshot:
-they hold what the guest's driver knows (registers and ring positions), not files, so that a warm machine serves other
-files without another handshake.
+The boot page of a run is filled from ``bus.boot_devices()``; the outcome from ``bus.usage(exits, elapsed_ns)``,
+``bus.device_lengths()``, ``bus.recent_requests()`` and ``bus.last_io_error()``; ``bus.end_run()`` forgets all that.
+``bus.state()`` and ``bus.restore(state)`` are for the snapshot: they hold what the guest's driver knows (registers and
+ring positions), not files, so that a warm machine serves other files without another handshake.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ None of these reaches a user: the run loop turns them into a :class:`vmm.boundar
 from __future__ import annotations
 
 
-class DeviceEvent(Exception):
+class DeviceEvent(Exception):  # noqa: N818  (not every one is an error)
     """Base: something that ends the run."""
 
 

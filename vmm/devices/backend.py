@@ -1,0 +1,288 @@
+"""The file behind a block device: bytes between an open descriptor and guest RAM, without a copy in Python.
+
+Nothing here knows what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from calltable import (
+    DEVICE_HAS_BLOCK_STATUS,
+    DEVICE_READ_ONLY,
+    DEVICE_RESIZABLE,
+    ERROR_IO,
+    ERROR_NO_SPACE,
+    ERROR_READ_ONLY,
+    ERROR_UNSUPPORTED,
+    EXTENT_DATA,
+)
+from vmm.devices.errors import BackendError
+from vmm.errors import KvmUnavailableError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import ClassVar
+
+    from vmm.boundary import DeviceSpec
+
+#: Bytes moved between two looks at the deadline.
+CHUNK = 16 << 20
+#: Zeroes written at once where the file system cannot make a hole.
+_ZEROES = bytes(1 << 20)
+
+_FALLOC_KEEP_SIZE = 1
+_FALLOC_PUNCH_HOLE = 2
+_FALLOC_ZERO_RANGE = 16
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def _nothing() -> None:
+    pass
+
+
+def cut(views: Sequence[memoryview], start: int, end: int) -> list[memoryview]:
+    """Bytes [start, end) of the views one after another."""
+    out: list[memoryview] = []
+    for view in views:
+        size = len(view)
+        if start < size and end > 0:
+            out.append(view[max(start, 0) : min(end, size)])
+        start -= size
+        end -= size
+        if end <= 0:
+            break
+    return out
+
+
+class FileBackend:
+    """An open file as a range of bytes.
+
+    :param spec: the descriptor and what may be done with it; its position is changed, the file is not closed.
+    :param check: called between large pieces of work; may raise to end the run.
+    """
+
+    __slots__ = ("_check", "_status", "fd", "length", "max_length", "read_only", "resizable")
+
+    #: The granularity of the device in bytes.  The guest's runtime hides it.
+    block_size: ClassVar[int] = 512
+
+    def __init__(self, spec: DeviceSpec, check: Callable[[], None] = _nothing) -> None:
+        self.fd = spec.fd
+        #: Exact length in bytes.
+        self.length = spec.length
+        self.read_only = spec.read_only
+        self.resizable = spec.resizable and not spec.read_only
+        self.max_length = spec.max_length
+        self._check = check
+        #: Whether the file system tells data from holes; found out when first asked.
+        self._status: bool | None = None
+
+    def flags(self) -> int:
+        """DEVICE_* flags of the call table."""
+        out = DEVICE_READ_ONLY if self.read_only else 0
+        if self.resizable:
+            out |= DEVICE_RESIZABLE
+        if self._has_status():
+            out |= DEVICE_HAS_BLOCK_STATUS
+        return out
+
+    def _has_status(self) -> bool:
+        if self._status is None:
+            try:
+                os.lseek(self.fd, 0, os.SEEK_HOLE)
+            except OSError as error:
+                # ENXIO: the file is empty, which says nothing against the file system.
+                self._status = error.errno == errno.ENXIO
+            else:
+                self._status = True
+        return self._status
+
+    def read(self, offset: int, views: Sequence[memoryview], length: int) -> None:
+        """Fill ``views`` (together ``length`` bytes) from byte ``offset``; past the end they read as zero.
+
+        :raises BackendError: the system refused, or the file is shorter than it was.
+        """
+        inside = min(length, max(self.length - offset, 0))
+        done = 0
+        while done < inside:
+            whole = done == 0 and inside == length <= CHUNK
+            part = views if whole else cut(views, done, min(inside, done + CHUNK))
+            try:
+                got = os.preadv(self.fd, part, offset + done)
+            except OSError as error:
+                raise _failure("reading", offset + done, error) from None
+            if got == 0:
+                raise BackendError(
+                    ERROR_IO, f"the file now ends at or before byte {offset + done}, it had {self.length}"
+                )
+            done += got
+            if done < inside:
+                self._check()
+        if inside < length:
+            for view in cut(views, inside, length):
+                view[:] = bytes(len(view))
+
+    def write(self, offset: int, views: Sequence[memoryview], length: int) -> None:
+        """Write ``views`` at byte ``offset``; what would lie past the end of the file is dropped.
+
+        :raises BackendError: the device is read-only, or the system refused.
+        """
+        if self.read_only:
+            raise BackendError(ERROR_READ_ONLY, "the device is read-only")
+        inside = min(length, max(self.length - offset, 0))
+        done = 0
+        while done < inside:
+            whole = done == 0 and inside == length <= CHUNK
+            part = views if whole else cut(views, done, min(inside, done + CHUNK))
+            try:
+                done += os.pwritev(self.fd, part, offset + done)
+            except OSError as error:
+                raise _failure("writing", offset + done, error) from None
+            if done < inside:
+                self._check()
+
+    def flush(self) -> None:
+        """What was written is durable when this returns.
+
+        :raises BackendError: the system refused.
+        """
+        if self.read_only:
+            return
+        try:
+            os.fdatasync(self.fd)
+        except OSError as error:
+            # EINVAL: something that cannot be synchronised, such as a character device.
+            if error.errno != errno.EINVAL:
+                raise _failure("flushing", None, error) from None
+
+    def set_length(self, length: int) -> None:
+        """Make the file ``length`` bytes long; new bytes read as zero.
+
+        :raises BackendError: read-only, not resizable, above the limit, or the system refused.
+        """
+        if self.read_only:
+            raise BackendError(ERROR_READ_ONLY, "the device is read-only")
+        if length == self.length:
+            return
+        if not self.resizable:
+            raise BackendError(ERROR_UNSUPPORTED, "the device has a fixed length")
+        if length > (1 << 63) - 1 or (self.max_length is not None and length > self.max_length):
+            raise BackendError(ERROR_NO_SPACE, f"{length} bytes are more than the {self.max_length} allowed")
+        try:
+            os.ftruncate(self.fd, length)
+        except OSError as error:
+            raise _failure("resizing", None, error) from None
+        self.length = length
+
+    def zero(self, offset: int, length: int, unmap: bool, charge: Callable[[int], None]) -> None:
+        """The range reads as zero afterwards, as far as it lies in the file.
+
+        :param unmap: a hole may be left.
+        :param charge: told the bytes of each piece that is really written, before it is.
+        :raises BackendError: read-only, or the system refused.
+        """
+        if self.read_only:
+            raise BackendError(ERROR_READ_ONLY, "the device is read-only")
+        length = min(length, max(self.length - offset, 0))
+        if length == 0:
+            return
+        if unmap and self._allocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length):
+            return
+        if self._allocate(_FALLOC_ZERO_RANGE | _FALLOC_KEEP_SIZE, offset, length):
+            return
+        # Holes are zero already; without `unmap` they may stay, since nothing there is taken away.
+        for start, size, flags in self._walk(offset, length):
+            position, left = start, size if flags & EXTENT_DATA else 0
+            while left > 0:
+                piece = memoryview(_ZEROES)[: min(left, len(_ZEROES))]
+                charge(len(piece))
+                self.write(position, [piece], len(piece))
+                position += len(piece)
+                left -= len(piece)
+                self._check()
+
+    def discard(self, offset: int, length: int) -> None:
+        """The content of the range is no longer needed: a hole where the file system can, otherwise nothing."""
+        if self.read_only:
+            raise BackendError(ERROR_READ_ONLY, "the device is read-only")
+        length = min(length, max(self.length - offset, 0))
+        if length > 0:
+            self._allocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length)
+
+    def _allocate(self, mode: int, offset: int, length: int) -> bool:
+        """fallocate(2); false when the file system has no such thing."""
+        # The only place that needs the C binding; without it zeroes are written.
+        try:
+            from vmm.kvm.binding import lib
+
+            allocate = lib.pyvmm_fallocate
+        except (ImportError, AttributeError, KvmUnavailableError):
+            return False
+        result = allocate(self.fd, mode, offset, length)
+        if -result in _NO_SPACE:
+            raise BackendError(ERROR_NO_SPACE, f"allocating failed: {os.strerror(-result)}", -result)
+        return bool(result == 0)
+
+    def block_status(self, offset: int, length: int, capacity: int) -> list[tuple[int, int, int]]:
+        """Data and holes of [offset, offset + length): (offset, length, flags), in order, without gaps.
+
+        :param capacity: at most so many; then less than the range may be covered.
+        """
+        out: list[tuple[int, int, int]] = []
+        for extent in self._walk(offset, length):
+            if out and out[-1][2] == extent[2]:
+                start, size, flags = out[-1]
+                out[-1] = (start, size + extent[1], flags)
+                continue
+            if len(out) == capacity:
+                break
+            out.append(extent)
+        return out
+
+    def _walk(self, offset: int, length: int) -> list[tuple[int, int, int]] | Extents:
+        if not self._has_status():
+            return [(offset, length, EXTENT_DATA)]
+        return Extents(self.fd, offset, offset + length)
+
+
+class Extents:
+    """An iterator over data and holes of a range, by lseek(2)."""
+
+    __slots__ = ("_end", "_fd", "_position")
+
+    def __init__(self, fd: int, start: int, end: int) -> None:
+        self._fd = fd
+        self._position = start
+        self._end = end
+
+    def __iter__(self) -> Extents:
+        return self
+
+    def __next__(self) -> tuple[int, int, int]:
+        """(offset, length, flags) of the next run; its length is at least 1."""
+        start = self._position
+        if start >= self._end:
+            raise StopIteration
+        try:
+            data = os.lseek(self._fd, start, os.SEEK_DATA)
+            hole = os.lseek(self._fd, start, os.SEEK_HOLE) if data == start else data
+            # The file is being changed under us when the two disagree: then all of it is data.
+            end, flags = (hole, EXTENT_DATA) if data == start and hole > start else (data, 0)
+            if end <= start:
+                end, flags = self._end, EXTENT_DATA
+        except OSError as error:
+            # ENXIO: no data from here to the end of the file.
+            end, flags = self._end, 0 if error.errno == errno.ENXIO else EXTENT_DATA
+        end = min(end, self._end)
+        self._position = end
+        return start, end - start, flags
+
+
+def _failure(doing: str, offset: int | None, error: OSError) -> BackendError:
+    number = error.errno or errno.EIO
+    code = ERROR_NO_SPACE if number in _NO_SPACE else ERROR_IO
+    where = "" if offset is None else f" at byte {offset}"
+    return BackendError(code, f"{doing}{where} failed: {os.strerror(number)}", number)

@@ -1,0 +1,133 @@
+"""The bus: which device an address belongs to.  See :mod:`vmm.devices` for how the run loop uses it."""
+
+from __future__ import annotations
+
+import calltable as ct
+from vmm.boundary import Usage
+from vmm.devices.backend import FileBackend
+from vmm.devices.block import BlockDevice
+from vmm.devices.budget import Meter
+from vmm.devices.control import CONTINUE, DONE, READY, ControlDevice
+from vmm.devices.errors import ProtocolViolation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.boundary import Event, Job
+    from vmm.devices.errors import BackendError
+    from vmm.devices.memory import GuestMemory
+
+__all__ = ["CONTINUE", "DONE", "READY", "Bus"]
+
+_STRIDE_SHIFT = ct.VIRTIO_STRIDE.bit_length() - 1
+_DOORBELL = ct.CONTROL_BASE + ct.CONTROL_DOORBELL
+
+
+def _nothing() -> None:
+    pass
+
+
+class Bus:
+    """All devices of one machine.
+
+    :param device_count: block devices, 0 to MAX_DEVICES.
+    :raises ValueError: more than that.
+    """
+
+    def __init__(self, device_count: int, memory: GuestMemory) -> None:
+        if not 0 <= device_count <= ct.MAX_DEVICES:
+            raise ValueError(f"{device_count} block devices; 0 to {ct.MAX_DEVICES} are possible")
+        self.meter = Meter()
+        self.blocks = tuple(BlockDevice(memory, self.meter, index) for index in range(device_count))
+        self.control = ControlDevice(memory, self.meter, self.blocks)
+
+    def begin_run(self, job: Job, on_event: Callable[[Event], None], check: Callable[[], None] = _nothing) -> None:
+        """Put the job's files behind the devices and zero the counters.
+
+        :param check: called during long transfers; may raise to end the run.
+        :raises ValueError: the job has another number of devices than the machine.
+        """
+        if len(job.devices) != len(self.blocks):
+            raise ValueError(f"a job with {len(job.devices)} devices on a machine with {len(self.blocks)}")
+        self.meter.begin(job.limits)
+        self.control.begin(on_event, job.log_level, job.progress)
+        for block, spec in zip(self.blocks, job.devices, strict=True):
+            block.attach(FileBackend(spec, check))
+
+    def end_run(self) -> None:
+        """Forget files and callbacks; counters, lengths and requests of the run are gone with them."""
+        self.meter.begin(None)
+        self.control.begin()
+        for block in self.blocks:
+            block.attach(None)
+
+    def write(self, address: int, value: int, size: int) -> int:
+        """A write of the guest: CONTINUE, READY or DONE.
+
+        :raises vmm.devices.errors.DeviceEvent: the run is over; see :mod:`vmm.devices`.
+        """
+        if address == _DOORBELL and size >= 4:
+            return self.control.ring(value)
+        index = (address - ct.VIRTIO_BASE) >> _STRIDE_SHIFT
+        if 0 <= index < len(self.blocks):
+            self.blocks[index].write(address & (ct.VIRTIO_STRIDE - 1), value, size)
+            return CONTINUE
+        raise ProtocolViolation(f"a write of {size} bytes to {address:#x}, where no register is")
+
+    def read(self, address: int, size: int) -> int:
+        """A read of the guest.
+
+        :raises ProtocolViolation: there is no device.
+        """
+        index = (address - ct.VIRTIO_BASE) >> _STRIDE_SHIFT
+        if 0 <= index < len(self.blocks):
+            return self.blocks[index].read(address & (ct.VIRTIO_STRIDE - 1), size)
+        if ct.CONTROL_BASE <= address < ct.CONTROL_BASE + ct.PAGE_SIZE:
+            return 0
+        raise ProtocolViolation(f"a read of {size} bytes from {address:#x}, where no register is")
+
+    def boot_devices(self) -> tuple[tuple[int, int, int], ...]:
+        """For the boot page: length, flags and block size of each device."""
+        return tuple(
+            (block.backend.length, block.backend.flags(), block.backend.block_size) if block.backend else (0, 0, 0)
+            for block in self.blocks
+        )
+
+    def device_lengths(self) -> tuple[int, ...]:
+        """Length in bytes of each device now."""
+        return tuple(block.length for block in self.blocks)
+
+    def usage(self, exits: int = 0, elapsed_ns: int = 0) -> Usage:
+        """What the run has used so far; exits and time are the run loop's to count."""
+        meter = self.meter
+        return Usage(
+            exits=exits,
+            read_bytes=meter.read_bytes,
+            write_bytes=meter.write_bytes,
+            messages=meter.messages,
+            report_bytes=meter.report_bytes,
+            elapsed_ns=elapsed_ns,
+        )
+
+    def recent_requests(self) -> tuple[str, ...]:
+        """The last block requests of each device, newest last, one line each."""
+        return tuple(line for block in self.blocks for line in block.recent())
+
+    def last_io_error(self) -> tuple[int, BackendError] | None:
+        """The number of a device whose file failed, and how: the host's side of an `io` error message."""
+        for block in self.blocks:
+            error = block.last_error
+            if error is not None and error.code in (ct.ERROR_IO, ct.ERROR_NO_SPACE):
+                return block.index, error
+        return None
+
+    def state(self) -> object:
+        """What the guest's drivers know of the devices, for :meth:`restore`.  No files, no counters."""
+        return tuple(block.state() for block in self.blocks)
+
+    def restore(self, state: object) -> None:
+        """Back to an earlier :meth:`state` of this bus."""
+        assert isinstance(state, tuple)
+        for block, saved in zip(self.blocks, state, strict=True):
+            block.restore(saved)
