@@ -173,17 +173,20 @@ def test_encryption_is_refused(option: str, ours: Ours, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_file(ours: Ours, tmp_path: Path) -> None:
-    """The image names its data file; qemu-img reads the pair once the file is there."""
-    mine, data = tmp_path / "mine.qcow2", tmp_path / "mine.data"
-    answer = ours.run("create", "-f", "qcow2", "-o", f"data_file={data}", str(mine), "1M")
+@pytest.mark.parametrize("more", ["", ",data_file_raw=on", ",cluster_size=4096", ",preallocation=metadata"])
+def test_data_file(more: str, ours: Ours, tmp_path: Path) -> None:
+    """The image and its data file are both written; qemu-img reads the pair."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    answer = ours.run("create", "-f", "qcow2", "-o", f"data_file={mine}.data{more}", str(mine), "1M")
     assert answer.rc == 0, explain(answer)
-    data.touch()
-    data.open("r+b").truncate(1 << 20)
-    info = qemu_img("info", "--output=json", str(mine))
-    assert info.rc == 0, info.stderr
-    assert info.json["format-specific"]["data"]["data-file"] == str(data)
+    make("create", "-q", "-f", "qcow2", "-o", f"data_file={theirs}.data{more}", str(theirs), "1M")
+    got, expected = (qemu_img("info", "--output=json", str(path)) for path in (mine, theirs))
+    assert got.rc == 0, got.stderr
+    assert got.stdout.count(f"{mine}.data") == 1
+    assert comparable(got.json, "filename", "data-file") == comparable(expected.json, "filename", "data-file")
     assert qemu_img("check", "-f", "qcow2", str(mine)).rc == 0
+    make("compare", "-s", str(mine), str(theirs))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.data", "theirs", "theirs.data"]
 
 
 def test_existing_file_is_replaced_whole(ours: Ours, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Measurements that are taken side by side in one run: `make bench`."""
