@@ -17,7 +17,7 @@ pub const detection = @import("detect.zig");
 pub const recognised = @import("recognised.zig");
 pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
-pub const content = @import("raw/content.zig");
+pub const content = @import("content/content.zig");
 
 /// Every format.  The order breaks ties of equal probe scores; raw is last because it fits everything.
 pub const drivers: []const image.Driver = &([_]image.Driver{
@@ -83,4 +83,5 @@ test {
     _ = @import("recognised.zig");
     _ = raw;
     _ = vhd;
+    _ = content;
 }

@@ -1,1 +1,0 @@
-//! What lies on a virtual disk: partition tables and file systems.
