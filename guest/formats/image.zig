@@ -34,6 +34,16 @@ pub const Segment = struct {
     offset: ?u64 = null,
 };
 
+/// A persistent dirty bitmap, as far as its size matters.
+pub const Bitmap = struct {
+    /// Bytes of virtual disk that a bit stands for, at least 1.
+    granularity: u64,
+    /// Bytes of its name.
+    name_length: u32,
+    /// In use when the image was last closed: its content is worthless.
+    inconsistent: bool = false,
+};
+
 /// An opened image: the virtual disk as a sequence of segments.
 pub const Image = struct {
     driver: []const u8,
@@ -43,6 +53,8 @@ pub const Image = struct {
     cluster_size: u64 = 0,
     /// Whether another file stands behind unallocated ranges.
     has_backing: bool = false,
+    /// Persistent bitmaps; null when the format, or its version, cannot have any.
+    bitmaps: ?[]const Bitmap = null,
     context: *anyopaque,
     segment_at: *const fn (context: *anyopaque, start: u64) block.Error!Segment,
 

@@ -1,0 +1,208 @@
+//! What a planner of new images answers, and how it is carried out.
+//!
+//! A plan is an exact file length and the places that are not zero, as regions in ascending order.  A region is
+//! described, not stored: a petabyte of preallocated tables is one region, produced piece by piece while it is written.
+
+const std = @import("std");
+const block = @import("block");
+const messages = @import("messages");
+
+/// Big-endian 64-bit words `first`, `first + step`, ...; with `wide`, each is followed by a zero word (extended L2).
+pub const Progression = struct {
+    first: u64,
+    step: u64 = 0,
+    wide: bool = false,
+
+    /// Bytes from one word to the next.
+    pub fn stride(self: Progression) u64 {
+        return if (self.wide) 16 else 8;
+    }
+};
+
+pub const Content = union(enum) {
+    bytes: []const u8,
+    /// The same bytes again and again; the length is a power of two, at most 8.
+    pattern: []const u8,
+    progression: Progression,
+};
+
+/// A byte range of the file and what is written there.
+pub const Region = struct {
+    /// Byte offset in the file.
+    offset: u64,
+    /// Bytes; with a progression, a multiple of its stride.
+    length: u64,
+    content: Content,
+
+    pub fn end(self: Region) u64 {
+        return self.offset + self.length;
+    }
+
+    /// Fill `out` with the content from byte `position` of the region on.
+    fn fill(self: Region, position: u64, out: []u8) void {
+        switch (self.content) {
+            .bytes => |bytes| @memcpy(out, bytes[@intCast(position)..][0..out.len]),
+            .pattern => |pattern| {
+                // Pieces begin at multiples of `min_buffer`, so at the start of the pattern.
+                var word: [8]u8 = undefined;
+                for (&word, 0..) |*byte, i| byte.* = pattern[i % pattern.len];
+                var at: usize = 0;
+                while (at + 8 <= out.len) : (at += 8) out[at..][0..8].* = word;
+                @memcpy(out[at..], word[0 .. out.len - at]);
+            },
+            .progression => |words| {
+                const stride: usize = @intCast(words.stride());
+                // The planner checked the last value; between the first and the last nothing wraps.
+                var word = words.first + words.step * (position / stride);
+                var at: usize = 0;
+                while (at < out.len) : (at += stride) {
+                    std.mem.writeInt(u64, out[at..][0..8], word, .big);
+                    if (words.wide) @memset(out[at + 8 ..][0..8], 0);
+                    word += words.step;
+                }
+            },
+        }
+    }
+};
+
+/// An empty image that is yet to be written.
+pub const Plan = struct {
+    /// Bytes of virtual disk after the format's rounding.
+    virtual_size: u64,
+    /// Cluster or block size in bytes; null where the format has none.
+    cluster_size: ?u64 = null,
+    /// Exact length of the file.
+    file_length: u64,
+    /// Ascending, not overlapping, inside the file.
+    regions: []const Region,
+    /// Length of the external data file, on the second device; null when there is none.
+    data_file_length: ?u64 = null,
+    /// Write zeroes over the whole external data file (preallocation=full).
+    fill_data_file: bool = false,
+    /// As in qemu-img's `Formatting` line.
+    options: []const messages.CreateOption,
+
+    /// The writes of this plan, in ascending order.
+    pub fn writes(self: *const Plan) Writes {
+        return .{ .regions = self.regions, .length = self.file_length };
+    }
+};
+
+/// Pulls writes out of regions.
+pub const Writes = struct {
+    regions: []const Region,
+    /// Exact length of the file, which no write may pass.
+    length: u64,
+    index: usize = 0,
+    position: u64 = 0,
+    written_to: u64 = 0,
+
+    /// Smallest buffer that `next` can work with.
+    pub const min_buffer = 16;
+
+    /// The next write, its bytes in `buffer` (at least `min_buffer`) or in the plan; null at the end.
+    pub fn next(self: *Writes, buffer: []u8) ?block.Write {
+        while (self.index < self.regions.len and self.position == self.regions[self.index].length) {
+            self.index += 1;
+            self.position = 0;
+        }
+        if (self.index == self.regions.len) return null;
+        const region = self.regions[self.index];
+        const room = buffer.len - buffer.len % min_buffer;
+        std.debug.assert(room > 0);
+        const size: usize = @intCast(@min(room, region.length - self.position));
+        const offset = region.offset + self.position;
+        std.debug.assert(offset >= self.written_to);
+        std.debug.assert(offset + size <= self.length);
+        region.fill(self.position, buffer[0..size]);
+        self.position += size;
+        self.written_to = offset + size;
+        return .{ .offset = offset, .bytes = buffer[0..size] };
+    }
+};
+
+/// Bytes of content that are collected before the device is asked to write them.
+const staging_size = 256 * 1024;
+/// Writes of one batch; what a virtqueue takes at once.
+const batch = 32;
+
+/// Write the plan to an empty device: exact length first, so that what no write touches is a hole, then the content in
+/// batches, then a flush.
+pub fn execute(planned: *const Plan, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
+    try device.setLength(planned.file_length);
+    var pending = planned.writes();
+    try drain(&pending, device, allocator);
+    try device.flush();
+}
+
+/// Give the external data file its length, and zeroes when they were asked for.
+pub fn executeDataFile(planned: *const Plan, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
+    const length = planned.data_file_length.?;
+    try device.setLength(length);
+    if (planned.fill_data_file) {
+        const regions = [_]Region{.{ .offset = 0, .length = length, .content = .{ .pattern = &.{0} } }};
+        var pending: Writes = .{ .regions = &regions, .length = length };
+        try drain(&pending, device, allocator);
+    }
+    try device.flush();
+}
+
+fn drain(pending: *Writes, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
+    const staging = allocator.alloc(u8, staging_size) catch return error.NoMemory;
+    var collected: [batch]block.Write = undefined;
+    while (true) {
+        var count: usize = 0;
+        var used: usize = 0;
+        while (count < batch and staging.len - used >= 4096) {
+            const write = pending.next(staging[used..]) orelse break;
+            collected[count] = write;
+            count += 1;
+            used = std.mem.alignForward(usize, used + write.bytes.len, Writes.min_buffer);
+        }
+        if (count == 0) return;
+        try device.writeMany(collected[0..count]);
+    }
+}
+
+const testing = std.testing;
+
+test "regions come out in pieces and whole" {
+    const regions = [_]Region{
+        .{ .offset = 0, .length = 5, .content = .{ .bytes = "hello" } },
+        .{ .offset = 16, .length = 48, .content = .{ .progression = .{ .first = 0x100, .step = 0x10, .wide = true } } },
+        .{ .offset = 64, .length = 37, .content = .{ .pattern = &.{ 0, 1 } } },
+    };
+    const planned: Plan = .{ .virtual_size = 0, .file_length = 128, .regions = &regions, .options = &.{} };
+    for ([_]usize{ 16, 17, 32, 4096 }) |room| {
+        var file: [128]u8 = @splat(0);
+        var pending = planned.writes();
+        var buffer: [4096]u8 = undefined;
+        while (pending.next(buffer[0..room])) |write| {
+            @memcpy(file[@intCast(write.offset)..][0..write.bytes.len], write.bytes);
+        }
+        try testing.expectEqualStrings("hello\x00", file[0..6]);
+        for (0..3) |i| {
+            try testing.expectEqual(0x100 + 0x10 * i, std.mem.readInt(u64, file[16 + 16 * i ..][0..8], .big));
+            try testing.expectEqual(@as(u64, 0), std.mem.readInt(u64, file[24 + 16 * i ..][0..8], .big));
+        }
+        for (file[64..101], 0..) |byte, i| try testing.expectEqual(i % 2, byte);
+        try testing.expect(std.mem.allEqual(u8, file[101..], 0));
+    }
+}
+
+test "an executed plan has its exact length" {
+    const regions = [_]Region{.{ .offset = 512, .length = 300_000, .content = .{ .pattern = &.{0xff} } }};
+    const planned: Plan = .{ .virtual_size = 0, .file_length = 400_001, .regions = &regions, .options = &.{} };
+    var memory = try block.Memory.init(testing.allocator, "");
+    defer memory.deinit();
+    var arena: std.heap.ArenaAllocator = .init(testing.allocator);
+    defer arena.deinit();
+    var device = memory.device();
+    device.read_only = false;
+    try execute(&planned, &device, arena.allocator());
+    const file = memory.bytes.items;
+    try testing.expectEqual(@as(usize, 400_001), file.len);
+    try testing.expect(std.mem.allEqual(u8, file[0..512], 0));
+    try testing.expect(std.mem.allEqual(u8, file[512..300_512], 0xff));
+    try testing.expect(std.mem.allEqual(u8, file[300_512..], 0));
+}

@@ -1,0 +1,54 @@
+//! The registry of destinations: every format that can be measured for and created.
+
+const std = @import("std");
+const block = @import("block");
+const image = @import("image.zig");
+const target = @import("target.zig");
+
+pub const Target = target.Target;
+pub const Options = target.Options;
+pub const Seed = target.Seed;
+pub const Source = target.Source;
+pub const plan = @import("plan.zig");
+
+pub const targets = [_]Target{
+    .{ .name = "raw", .measure = @import("raw/create.zig").measure, .plan = @import("raw/create.zig").plan },
+    .{ .name = "qcow2", .measure = @import("qcow2/measure.zig").measure, .plan = @import("qcow2/create.zig").plan },
+    .{ .name = "vpc", .measure = @import("vhd/layout.zig").measure, .plan = @import("vhd/create.zig").plan },
+};
+
+/// Formats that qemu-img knows and that are no destination here.
+const others = [_][]const u8{ "vmdk", "vdi", "vhdx", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
+
+/// The destination of this name, for `purpose`.
+///
+/// Refuses with `unsupported` for a format that is known, with `invalid_option` for others.
+pub fn byName(context: image.Context, name: []const u8, comptime purpose: enum { measure, create }) error{Refused}!*const Target {
+    for (&targets) |*candidate| if (std.mem.eql(u8, candidate.name, name)) return candidate;
+    for (others) |known| if (std.mem.eql(u8, known, name)) {
+        return context.diagnostic.refuse(.unsupported, .{ .format = known }, switch (purpose) {
+            .measure => "Block driver '{s}' does not support size measurement",
+            .create => "Format driver '{s}' does not support image creation",
+        }, .{known});
+    };
+    return context.diagnostic.refuse(.invalid_option, .{}, "Unknown file format '{s}'", .{target.shorten(name)});
+}
+
+test {
+    _ = target;
+    _ = plan;
+    _ = @import("option_list.zig");
+    _ = @import("vhd/geometry.zig");
+    _ = @import("qcow2/layout.zig");
+    _ = @import("qcow2/features.zig");
+}
+
+test "known and unknown destinations" {
+    var diagnostic: block.Diagnostic = .{};
+    const context: image.Context = .{ .allocator = std.testing.allocator, .diagnostic = &diagnostic };
+    try std.testing.expectEqualStrings("vpc", (try byName(context, "vpc", .measure)).name);
+    try std.testing.expectError(error.Refused, byName(context, "vmdk", .measure));
+    try std.testing.expectEqualStrings("Block driver 'vmdk' does not support size measurement", diagnostic.message());
+    try std.testing.expectError(error.Refused, byName(context, "nothing", .create));
+    try std.testing.expectEqual(block.Diagnostic.Code.invalid_option, diagnostic.code);
+}
