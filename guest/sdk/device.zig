@@ -1,0 +1,118 @@
+//! `block.Device` over the call table.
+
+const std = @import("std");
+const block = @import("block");
+const calltable = @import("calltable");
+const sdk = @import("sdk.zig");
+const note = @import("note.zig");
+
+/// The device of the last call that failed, for the `error` message.
+pub var failed: ?u64 = null;
+
+/// Requests that are handed to the runtime at once.
+const batch = 64;
+
+/// What `context` of a device points at: its number.
+const numbers: [calltable.max_devices]u32 = blk: {
+    var out: [calltable.max_devices]u32 = undefined;
+    for (&out, 0..) |*number, i| number.* = i;
+    break :blk out;
+};
+
+pub fn open(index: usize) block.DeviceError!block.Device {
+    if (index >= numbers.len) return error.NoDevice;
+    var info: [1]calltable.DeviceInfo = undefined;
+    _ = try sdk.answer(sdk.table.device_info(@intCast(index), &info));
+    return .{
+        .context = @constCast(&numbers[index]),
+        .vtable = &vtable,
+        .length = info[0].length,
+        .read_only = info[0].flags & calltable.device_read_only != 0,
+    };
+}
+
+const vtable: block.Device.VTable = .{
+    .read = read,
+    .read_many = readMany,
+    .write = write,
+    .write_many = writeMany,
+    .write_zeroes = writeZeroes,
+    .flush = flush,
+    .set_length = setLength,
+    .block_status = blockStatus,
+};
+
+fn numberOf(context: *anyopaque) u32 {
+    return @as(*const u32, @ptrCast(@alignCast(context))).*;
+}
+
+fn checked(number: u32, result: i64) block.DeviceError!usize {
+    errdefer failed = number;
+    return sdk.answer(result);
+}
+
+fn read(context: *anyopaque, offset: u64, buffer: []u8) block.DeviceError!void {
+    const number = numberOf(context);
+    _ = try checked(number, sdk.table.read(number, offset, buffer.ptr, buffer.len));
+}
+
+fn readMany(context: *anyopaque, reads: []const block.Read) block.DeviceError!void {
+    const number = numberOf(context);
+    var requests: [batch]calltable.ReadRequest = undefined;
+    var done: usize = 0;
+    while (done < reads.len) {
+        const part = reads[done..@min(done + batch, reads.len)];
+        for (part, requests[0..part.len]) |r, *request| {
+            request.* = .{ .device = number, .status = 0, .offset = r.offset, .buffer = @intFromPtr(r.buffer.ptr), .length = r.buffer.len };
+        }
+        _ = try checked(number, sdk.table.read_many(&requests, part.len));
+        done += part.len;
+    }
+}
+
+fn write(context: *anyopaque, offset: u64, bytes: []const u8) block.DeviceError!void {
+    const number = numberOf(context);
+    _ = try checked(number, sdk.table.write(number, offset, bytes.ptr, bytes.len));
+}
+
+fn writeMany(context: *anyopaque, writes: []const block.Write) block.DeviceError!void {
+    // Entry write_many came with minor 1.
+    if (comptime note.minor < 1) {
+        for (writes) |w| try write(context, w.offset, w.bytes);
+        return;
+    }
+    const number = numberOf(context);
+    var requests: [batch]calltable.WriteRequest = undefined;
+    var done: usize = 0;
+    while (done < writes.len) {
+        const part = writes[done..@min(done + batch, writes.len)];
+        for (part, requests[0..part.len]) |w, *request| {
+            request.* = .{ .device = number, .status = 0, .offset = w.offset, .buffer = @intFromPtr(w.bytes.ptr), .length = w.bytes.len };
+        }
+        _ = try checked(number, sdk.table.write_many(&requests, part.len));
+        done += part.len;
+    }
+}
+
+fn writeZeroes(context: *anyopaque, offset: u64, length: u64) block.DeviceError!void {
+    const number = numberOf(context);
+    _ = try checked(number, sdk.table.write_zeroes(number, offset, length));
+}
+
+fn flush(context: *anyopaque) block.DeviceError!void {
+    const number = numberOf(context);
+    _ = try checked(number, sdk.table.flush(number));
+}
+
+fn setLength(context: *anyopaque, length: u64) block.DeviceError!void {
+    const number = numberOf(context);
+    _ = try checked(number, sdk.table.set_length(number, length));
+}
+
+fn blockStatus(context: *anyopaque, offset: u64, length: u64, out: []block.Extent) block.DeviceError![]block.Extent {
+    const number = numberOf(context);
+    // Extents of block and call table have the same layout: both are three u64.
+    comptime std.debug.assert(@sizeOf(block.Extent) == @sizeOf(calltable.Extent));
+    const count = try checked(number, sdk.table.block_status(number, offset, length, @ptrCast(out.ptr), out.len));
+    return out[0..@min(count, out.len)];
+}
