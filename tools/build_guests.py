@@ -49,8 +49,6 @@ _FLAGS = (
     "-fno-omit-frame-pointer",
     "-fsingle-threaded",
     "-fno-PIE",
-    "-z",
-    "noexecstack",
     "--gc-sections",
 )
 
