@@ -15,6 +15,8 @@ pub const image = @import("image.zig");
 pub const text = @import("text.zig");
 pub const detection = @import("detect.zig");
 pub const recognised = @import("recognised.zig");
+/// Destinations: what `measure -O` and `create -f` can name.
+pub const targets = @import("targets.zig");
 pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
 pub const content = @import("content/content.zig");
@@ -81,6 +83,7 @@ test {
     _ = @import("text.zig");
     _ = @import("detect.zig");
     _ = @import("recognised.zig");
+    _ = @import("targets.zig");
     _ = raw;
     _ = vhd;
     _ = content;
