@@ -53,7 +53,12 @@ pub fn Registry(comptime purpose: Purpose) type {
             _ = context;
             var probed: detection.Probed = .{};
             try probed.read(device);
-            return &@This().drivers[detection.best(@This().drivers, &probed.probe)];
+            return choose(&probed.probe);
+        }
+
+        /// `detect` on bytes that were read before.
+        pub fn choose(probe: *const image.Probe) *const image.Driver {
+            return &@This().drivers[detection.best(@This().drivers, probe)];
         }
 
         /// The format that `-f` names.

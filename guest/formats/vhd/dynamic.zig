@@ -52,8 +52,11 @@ pub const Header = struct {
     pub fn blockSize(self: *const Header) u32 {
         return self.int(u32, 32);
     }
+    pub fn checksum(self: *const Header) u32 {
+        return self.int(u32, 36);
+    }
     pub fn checksumIsRight(self: *const Header) bool {
-        return self.int(u32, 36) == footers.sumOf(&self.bytes, 36);
+        return self.checksum() == footers.sumOf(&self.bytes, 36);
     }
     pub fn parentUuid(self: *const Header) *const [16]u8 {
         return self.bytes[40..56];

@@ -17,6 +17,7 @@ pub const driver: image.Driver = .{
     .probe = probe,
     .open = open,
     .info = @import("info.zig").info,
+    .check = @import("check.zig").check,
 };
 
 /// A cookie at byte 0 counts as a magic; one at the end alone (a fixed disk) ranks below every magic at the start.
