@@ -1,0 +1,36 @@
+"""The compiled binding, typed as far as cffi objects can be, and its absence as a typed error.
+
+``lib`` is typed ``Any`` because the functions exist only after compilation; the façade classes beside this module
+are what the rest of the package uses.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vmm.errors import KvmError, KvmUnavailableError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+try:
+    from vmm.kvm._binding import ffi as _ffi
+    from vmm.kvm._binding import lib as _lib
+except ImportError as error:
+    raise KvmUnavailableError(
+        f"the KVM binding is not built ({error}): install the package with `pip install .`, or run `make guest`"
+    ) from None
+
+ffi: Any = _ffi
+lib: Any = _lib
+
+
+def check(result: int, what: str) -> int:
+    """``result`` of a call of the binding, when it is not minus an errno.
+
+    :raises KvmError: it is.
+    """
+    if result < 0:
+        raise KvmError(f"{what} failed: {os.strerror(-result)}", errno=-result)
+    return result

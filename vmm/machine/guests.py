@@ -1,0 +1,64 @@
+"""The guests that come with the package."""
+
+from __future__ import annotations
+
+import os
+
+from vmm.errors import KvmError, OperationLoadError
+
+_FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_guest")
+
+_runtime: bytes | None = None
+
+
+def _read(name: str) -> bytes:
+    with open(os.path.join(_FOLDER, name), "rb") as file:
+        return file.read()
+
+
+def runtime() -> bytes:
+    """The runtime's ELF, read once.
+
+    :raises KvmError: the package was not built.
+    """
+    global _runtime
+    if _runtime is None:
+        try:
+            _runtime = _read("runtime.elf")
+        except OSError as error:
+            raise KvmError(
+                f"the guest runtime is not built ({error.strerror}): install the package with `pip install .`, "
+                "or run `make guest`"
+            ) from None
+    return _runtime
+
+
+def operation(name: str) -> bytes:
+    """A shipped operation's ELF, by its plain name.
+
+    :raises OperationLoadError: there is none of that name.
+    """
+    if not name.isidentifier() or name == "runtime":
+        raise OperationLoadError(f"there is no operation named {name!r}")
+    try:
+        return _read(f"{name}.elf")
+    except OSError:
+        raise OperationLoadError(f"there is no operation named {name}") from None
+
+
+def debug_of(elf: bytes) -> bytes:
+    """The ELF with debugging information that belongs to an ELF: beside the shipped file, or itself."""
+    try:
+        names = sorted(os.listdir(_FOLDER))
+    except OSError:
+        return elf
+    for name in names:
+        if not name.endswith(".elf"):
+            continue
+        path = os.path.join(_FOLDER, name)
+        try:
+            if os.path.getsize(path) == len(elf) and _read(name) == elf:
+                return _read(name[: -len(".elf")] + ".debug")
+        except OSError:
+            continue
+    return elf
