@@ -128,28 +128,83 @@ pub const Encoder = struct {
     }
 
     fn fields(self: *Encoder, item: anytype) EncodeError!void {
-        const order = comptime sortedFields(@TypeOf(item));
+        const T = @TypeOf(item);
+        // A table and one loop instead of code for each field: a message costs tens of bytes of code.  Fields that exist
+        // only at compile time (in tests) have no address, so they go one by one.
+        if (comptime hasAddresses(T)) return self.tabulated(comptime fieldTable(T), @ptrCast(&item));
+        const order = comptime sortedFields(T);
         var count: usize = 0;
-        inline for (order) |name| {
-            const field = @field(item, name);
-            if (@typeInfo(@TypeOf(field)) != .optional or field != null) count += 1;
-        }
+        inline for (order) |name| count += @intFromBool(isPresent(@field(item, name)));
         try self.map(count);
         inline for (order) |name| {
-            const key = comptime encodedText(cbor.keyOf(name));
             const field = @field(item, name);
-            if (@typeInfo(@TypeOf(field)) == .optional) {
-                if (field) |inner| {
-                    try self.raw(key);
-                    try self.value(inner);
-                }
-            } else {
-                try self.raw(key);
+            if (isPresent(field)) {
+                try self.raw(comptime encodedText(cbor.keyOf(name)));
                 try self.value(field);
             }
         }
     }
+
+    fn tabulated(self: *Encoder, table: []const Field, base: [*]const u8) EncodeError!void {
+        var count: usize = 0;
+        for (table) |*field| count += @intFromBool(field.present(base + field.offset));
+        try self.map(count);
+        for (table) |*field| {
+            if (!field.present(base + field.offset)) continue;
+            try self.raw(field.key);
+            try field.write(self, base + field.offset);
+        }
+    }
 };
+
+/// A field of a struct: its encoded key, where it lies, and the functions of its type (shared by all of that type).
+const Field = struct {
+    key: []const u8,
+    offset: usize,
+    present: *const fn (*const anyopaque) bool,
+    write: *const fn (*Encoder, *const anyopaque) EncodeError!void,
+};
+
+fn fieldTable(comptime T: type) []const Field {
+    comptime {
+        const order = sortedFields(T);
+        var table: [order.len]Field = undefined;
+        for (order, &table) |name, *field| {
+            const access = Access(@FieldType(T, name));
+            field.* = .{
+                .key = encodedText(cbor.keyOf(name)),
+                .offset = @offsetOf(T, name),
+                .present = access.present,
+                .write = access.write,
+            };
+        }
+        const final = table;
+        return &final;
+    }
+}
+
+fn Access(comptime T: type) type {
+    return struct {
+        fn at(address: *const anyopaque) *const T {
+            return @ptrCast(@alignCast(address));
+        }
+        fn present(address: *const anyopaque) bool {
+            return isPresent(at(address).*);
+        }
+        fn write(encoder: *Encoder, address: *const anyopaque) EncodeError!void {
+            return encoder.value(at(address).*);
+        }
+    };
+}
+
+fn hasAddresses(comptime T: type) bool {
+    for (@typeInfo(T).@"struct".fields) |field| if (field.is_comptime) return false;
+    return true;
+}
+
+fn isPresent(item: anytype) bool {
+    return @typeInfo(@TypeOf(item)) != .optional or item != null;
+}
 
 /// The next piece of text: one valid UTF-8 sequence, or one byte that must be escaped.
 const Unit = struct {
