@@ -1,0 +1,131 @@
+//! The part of a check that reads the stored refcounts: which are 1, whether the refcount table is sound, and whether
+//! stored and calculated refcounts agree.
+
+const std = @import("std");
+const block = @import("block");
+const check = @import("check.zig");
+const open = @import("open.zig");
+const refcount = @import("refcount.zig");
+const Window = @import("window.zig").Window;
+const Checker = check.Checker;
+
+/// Remember the clusters whose stored refcount is 1: the copied flags need them in any order.
+pub fn findOnes(c: *Checker) block.Error!void {
+    const order = c.header.refcount_order;
+    while (try c.stored.next()) |run| switch (run.content) {
+        .zero => {},
+        .unreadable => c.unreadable = true,
+        .bytes => |bytes| for (0..@intCast(run.count)) |i| {
+            if (refcount.get(order, bytes, i) == 1)
+                c.ones.set(run.first + i) catch return open.noMemory(c.context, 4096);
+        },
+    };
+}
+
+/// Count the references of the refcount table to its blocks.
+pub fn refcountBlocks(c: *Checker, window: *Window) block.Error!void {
+    const header = c.header;
+    const start = header.refcount_table_offset;
+    const end = @min(start + header.refcountTableEntries() * 8, c.device.length);
+    var at = start;
+    while (at < end) : (at += 8) {
+        const word = try window.word(at);
+        if (word == 0) continue;
+        const index = (at - start) / 8;
+        const offset = word & refcount.table_offset_mask;
+        const cluster = offset >> header.cluster_bits;
+        if (word & refcount.table_reserved_mask != 0) {
+            try c.findings.add(.corruption, .{ .structure = "refcount table", .offset = at, .index = index, .value = word }, "refcount table entry {d} has reserved bits set: {x}", .{ index, word });
+        } else if (header.offsetInCluster(offset) != 0) {
+            try c.findings.add(.corruption, .{ .structure = "refcount table", .offset = at, .index = index, .value = offset }, "refcount block {d} is not cluster aligned; refcount table entry corrupted", .{index});
+        } else if (cluster >= c.limit) {
+            try c.findings.add(.corruption, .{ .structure = "refcount table", .offset = at, .index = index, .value = offset, .expected = c.device.length }, "refcount block {d} is outside image: byte {d}", .{ index, offset });
+        } else {
+            try c.reference(offset, header.clusterSize(), 1);
+            const count = c.counts.get(cluster);
+            if (count != 1)
+                try c.findings.add(.corruption, .{ .structure = "refcount table", .offset = at, .index = index, .value = count, .expected = 1 }, "refcount block {d} refcount={d}", .{ index, count });
+        }
+    }
+}
+
+/// Compare all refcounts; answers the highest cluster in use by either account.
+pub fn compare(c: *Checker) block.Error!u64 {
+    var merge: Mismatch = .{ .checker = c };
+    var highest: u64 = 0;
+    const order = c.header.refcount_order;
+    c.stored.rewind();
+    while (try c.stored.next()) |run| {
+        const end = @min(run.first + run.count, c.limit);
+        var cluster = run.first;
+        while (cluster < end) {
+            // A page without references has nothing to compare unless refcounts are stored.
+            const page = c.counts.pageClusters();
+            const page_end = @min(end, (cluster / page + 1) * page);
+            const empty = c.counts.pageEmpty(cluster);
+            switch (run.content) {
+                .unreadable => |offset| {
+                    try c.findings.add(.check_error, .{ .count = end - cluster, .structure = "refcount table", .offset = offset, .index = cluster }, "can't get refcount for the clusters {d} to {d}: refcount block offset {x}", .{ cluster, end - 1, offset });
+                    cluster = end;
+                },
+                .zero => {
+                    if (!empty) while (cluster < page_end) : (cluster += 1) {
+                        const counted = c.counts.get(cluster);
+                        if (counted == 0) continue;
+                        highest = cluster;
+                        try merge.add(cluster, 0, counted);
+                    };
+                    cluster = page_end;
+                },
+                .bytes => |bytes| while (cluster < page_end) : (cluster += 1) {
+                    const stored = refcount.get(order, bytes, @intCast(cluster - run.first));
+                    const counted = if (empty) 0 else c.counts.get(cluster);
+                    if (stored | counted == 0) continue;
+                    highest = cluster;
+                    if (stored != counted) try merge.add(cluster, stored, counted);
+                },
+            }
+        }
+    }
+    try merge.flush();
+    return highest;
+}
+
+/// Neighbouring clusters that are wrong in the same way are one finding.
+const Mismatch = struct {
+    checker: *Checker,
+    first: u64 = 0,
+    count: u64 = 0,
+    stored: u64 = 0,
+    counted: u64 = 0,
+
+    fn add(self: *Mismatch, cluster: u64, stored: u64, counted: u64) block.Error!void {
+        if (self.count > 0 and cluster == self.first + self.count and stored == self.stored and counted == self.counted) {
+            self.count += 1;
+            return;
+        }
+        try self.flush();
+        self.* = .{ .checker = self.checker, .first = cluster, .count = 1, .stored = stored, .counted = counted };
+    }
+
+    fn flush(self: *Mismatch) block.Error!void {
+        if (self.count == 0) return;
+        const c = self.checker;
+        const last = self.first + self.count - 1;
+        const details: @import("check_findings.zig").Details = .{
+            .count = self.count,
+            .structure = "refcount block",
+            .offset = self.first << c.header.cluster_bits,
+            .index = self.first,
+            .value = self.stored,
+            .expected = self.counted,
+        };
+        const leak = self.stored > self.counted;
+        if (self.count == 1) {
+            try c.findings.add(if (leak) .leak else .corruption, details, "{s}cluster {d} refcount={d} reference={d}", .{ if (leak) "leaked " else "", self.first, self.stored, self.counted });
+        } else {
+            try c.findings.add(if (leak) .leak else .corruption, details, "{s}clusters {d} to {d} refcount={d} reference={d}", .{ if (leak) "leaked " else "", self.first, last, self.stored, self.counted });
+        }
+        self.count = 0;
+    }
+};

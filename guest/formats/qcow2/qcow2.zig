@@ -1,0 +1,35 @@
+//! qcow2 (QEMU docs/interop/qcow2.txt), versions 2 and 3: the driver and the parts that other formats' code may use.
+
+const std = @import("std");
+const image = @import("../image.zig");
+
+pub const header = @import("header.zig");
+pub const tables = @import("tables.zig");
+pub const refcount = @import("refcount.zig");
+pub const open = @import("open.zig");
+pub const segments = @import("segments.zig");
+
+pub const driver: image.Driver = .{
+    .name = "qcow2",
+    .probe = probe,
+    .open = segments.openImage,
+    .info = @import("info.zig").run,
+    .check = @import("check.zig").run,
+};
+
+/// The magic with version 2 or anything newer; version 1 is the older format qcow.
+fn probe(p: *const image.Probe) u8 {
+    if (p.head.len < 8) return 0;
+    if (header.big(u32, p.head, 0) != header.magic) return 0;
+    return if (header.big(u32, p.head, 4) >= 2) 100 else 0;
+}
+
+test {
+    _ = header;
+    _ = tables;
+    _ = refcount;
+    _ = segments;
+    _ = @import("window.zig");
+    _ = @import("check_counts.zig");
+    _ = @import("test_qcow2.zig");
+}

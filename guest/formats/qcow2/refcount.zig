@@ -1,0 +1,201 @@
+//! Refcounts as the file stores them: widths of 1 to 64 bits, the refcount table, and refcount blocks read in order
+//! (QEMU docs/interop/qcow2.txt, "Host cluster management").
+
+const std = @import("std");
+const block = @import("block");
+const image = @import("../image.zig");
+const header_zig = @import("header.zig");
+const Header = header_zig.Header;
+const Window = @import("window.zig").Window;
+
+pub const table_offset_mask: u64 = 0xffff_ffff_ffff_fe00;
+pub const table_reserved_mask: u64 = 0x1ff;
+
+/// Refcount `index` of a refcount block's bytes, `order` = log2 of the width in bits.  Widths below a byte count from
+/// the least significant bit; wider ones are big endian.
+pub fn get(order: u3, bytes: []const u8, index: usize) u64 {
+    return switch (order) {
+        0 => bytes[index >> 3] >> @intCast(index & 7) & 1,
+        1 => bytes[index >> 2] >> @intCast((index & 3) * 2) & 3,
+        2 => bytes[index >> 1] >> @intCast((index & 1) * 4) & 15,
+        3 => bytes[index],
+        4 => std.mem.readInt(u16, bytes[index * 2 ..][0..2], .big),
+        5 => std.mem.readInt(u32, bytes[index * 4 ..][0..4], .big),
+        6 => std.mem.readInt(u64, bytes[index * 8 ..][0..8], .big),
+        7 => unreachable,
+    };
+}
+
+/// Bytes that `count` refcounts take.
+pub fn bytesFor(order: u3, count: u64) u64 {
+    return ((count << order) + 7) / 8;
+}
+
+/// What the refcount table says of one block.
+pub const Place = union(enum) {
+    /// No block: all its refcounts are 0.
+    none,
+    /// Byte offset, on a cluster boundary.
+    block: u64,
+    /// QEMU cannot read a refcount there.
+    unreadable: u64,
+};
+
+/// A run of clusters whose refcounts are stored in one way.
+pub const Run = struct {
+    first: u64,
+    count: u64,
+    content: union(enum) {
+        /// All refcounts are 0.
+        zero,
+        /// Offset of a refcount block that cannot be read.
+        unreadable: u64,
+        /// `get` finds the refcount of cluster `first + i` at index i.
+        bytes: []const u8,
+    },
+};
+
+/// Bytes of refcount blocks that one batch reads, unless a single block is larger.
+const batch_bytes = 128 << 10;
+const batch_runs = 64;
+
+/// The stored refcounts of an image.
+pub const Stored = struct {
+    header: Header,
+    device: block.Device,
+    /// The clusters 0 to here are what `next` goes through.
+    limit: u64,
+    /// On the refcount table.
+    table: Window,
+    /// On single blocks, for clusters out of order.
+    single: Window,
+    buffer: []u8,
+    runs: [batch_runs]Run = undefined,
+    run_count: usize = 0,
+    run_next: usize = 0,
+    /// First cluster that no batch has reached.
+    position: u64 = 0,
+    batches: u64 = 0,
+
+    pub fn init(context: image.Context, device: block.Device, header: Header, limit: u64) error{OutOfMemory}!Stored {
+        const table = try context.allocator.alloc(u8, @intCast(std.math.clamp(header.refcountTableEntries() * 8, 64, 16 << 10)));
+        const single = try context.allocator.alloc(u8, 512);
+        const wanted = @min(@max(header.clusterSize(), batch_bytes), bytesFor(header.refcount_order, limit) + 8);
+        return .{
+            .header = header,
+            .device = device,
+            .limit = limit,
+            .table = Window.init(device, table, 512),
+            .single = Window.init(device, single, 512),
+            .buffer = try context.allocator.alloc(u8, @intCast(wanted)),
+        };
+    }
+
+    /// Start over.  When everything fits one batch, nothing is read again.
+    pub fn rewind(self: *Stored) void {
+        self.run_next = 0;
+        if (self.batches == 1 and self.position >= self.limit) return;
+        self.run_count = 0;
+        self.position = 0;
+        self.batches = 0;
+    }
+
+    /// The next run below `limit`, or null.  Runs follow each other without gaps; their bytes are valid until the
+    /// next call.
+    pub fn next(self: *Stored) block.DeviceError!?Run {
+        if (self.run_next == self.run_count) {
+            if (self.position >= self.limit) return null;
+            try self.fill();
+        }
+        defer self.run_next += 1;
+        return self.runs[self.run_next];
+    }
+
+    fn fill(self: *Stored) block.DeviceError!void {
+        const block_bits = self.header.refcountBlockBits();
+        var reads: [batch_runs]block.Read = undefined;
+        var read_count: usize = 0;
+        var used: usize = 0;
+        self.run_count = 0;
+        self.run_next = 0;
+        while (self.position < self.limit and self.run_count < batch_runs) {
+            const index = self.position >> block_bits;
+            const behind = index >= self.header.refcountTableEntries();
+            const count = if (behind) self.limit - self.position else @min(self.limit - self.position, @as(u64, 1) << block_bits);
+            var run: Run = .{ .first = self.position, .count = count, .content = .zero };
+            switch (try self.place(index)) {
+                .none => {},
+                .unreadable => |offset| run.content = .{ .unreadable = offset },
+                .block => |offset| {
+                    const length: usize = @intCast(bytesFor(self.header.refcount_order, count));
+                    if (length > self.buffer.len - used) break;
+                    const bytes = self.buffer[used..][0..length];
+                    used += length;
+                    const inside: usize = if (offset >= self.device.length) 0 else @intCast(@min(length, self.device.length - offset));
+                    @memset(bytes[inside..], 0);
+                    reads[read_count] = .{ .offset = if (inside == 0) 0 else offset, .buffer = bytes[0..inside] };
+                    read_count += 1;
+                    run.content = .{ .bytes = bytes };
+                },
+            }
+            self.position += count;
+            if (run.content == .zero and self.run_count > 0 and self.runs[self.run_count - 1].content == .zero) {
+                self.runs[self.run_count - 1].count += count;
+            } else {
+                self.runs[self.run_count] = run;
+                self.run_count += 1;
+            }
+        }
+        if (read_count > 0) try self.device.readMany(reads[0..read_count]);
+        self.batches += 1;
+    }
+
+    /// Entry `index` of the refcount table, 0 behind its end.
+    pub fn tableEntry(self: *Stored, index: u64) block.DeviceError!u64 {
+        if (index >= self.header.refcountTableEntries()) return 0;
+        return self.table.word(self.header.refcount_table_offset + index * 8);
+    }
+
+    pub fn place(self: *Stored, block_index: u64) block.DeviceError!Place {
+        const offset = try self.tableEntry(block_index) & table_offset_mask;
+        if (offset == 0) return .none;
+        if (self.header.offsetInCluster(offset) != 0 or offset > header_zig.max_offset - self.header.clusterSize())
+            return .{ .unreadable = offset };
+        return .{ .block = offset };
+    }
+
+    /// The refcount of any cluster, however far behind the end of the file; null where it cannot be read.
+    pub fn lookUp(self: *Stored, cluster: u64) block.DeviceError!?u64 {
+        const bits = self.header.refcountBlockBits();
+        const offset = switch (try self.place(cluster >> bits)) {
+            .none => return 0,
+            .unreadable => return null,
+            .block => |offset| offset,
+        };
+        const order = self.header.refcount_order;
+        const index = cluster & ((@as(u64, 1) << bits) - 1);
+        const at = (index << order) / 64 * 8;
+        if (offset + at >= self.device.length) return 0;
+        const word = try self.single.bytes(offset + at, 8);
+        const per_word_bits: u6 = 6 - @as(u6, order);
+        return get(order, word, @intCast(index & ((@as(u64, 1) << per_word_bits) - 1)));
+    }
+};
+
+test "all widths" {
+    const bytes = [_]u8{ 0b1010_0110, 0x21, 0x43, 0x65, 0x87, 0xa9, 0xcb, 0xed };
+    try std.testing.expectEqual(@as(u64, 0), get(0, &bytes, 0));
+    try std.testing.expectEqual(@as(u64, 1), get(0, &bytes, 1));
+    try std.testing.expectEqual(@as(u64, 1), get(0, &bytes, 8));
+    try std.testing.expectEqual(@as(u64, 2), get(1, &bytes, 0));
+    try std.testing.expectEqual(@as(u64, 2), get(1, &bytes, 3));
+    try std.testing.expectEqual(@as(u64, 1), get(2, &bytes, 2));
+    try std.testing.expectEqual(@as(u64, 2), get(2, &bytes, 3));
+    try std.testing.expectEqual(@as(u64, 0x43), get(3, &bytes, 2));
+    try std.testing.expectEqual(@as(u64, 0x4365), get(4, &bytes, 1));
+    try std.testing.expectEqual(@as(u64, 0x87a9cbed), get(5, &bytes, 1));
+    try std.testing.expectEqual(@as(u64, 0xa6214365_87a9cbed), get(6, &bytes, 0));
+    try std.testing.expectEqual(@as(u64, 1), bytesFor(0, 8));
+    try std.testing.expectEqual(@as(u64, 2), bytesFor(0, 9));
+    try std.testing.expectEqual(@as(u64, 24), bytesFor(6, 3));
+}

@@ -1,0 +1,45 @@
+//! check: is the image consistent?  Findings are sent as they are met, the counters last.
+
+const sdk = @import("sdk");
+const formats = @import("formats");
+const messages = @import("messages");
+
+pub const panic = sdk.panic;
+
+comptime {
+    _ = sdk;
+}
+
+const registry = formats.Registry(.check);
+
+/// Statuses of a finished check; they are qemu-img's.
+const Status = struct {
+    const incomplete = 1;
+    const corrupt = 2;
+    const leaks = 3;
+};
+
+pub fn operation(run: *sdk.Run) sdk.Error!void {
+    const request = try run.request(messages.CheckRequest);
+    const device = try run.device(0);
+    const driver = if (request.format) |name| try registry.byName(run.context(), name) else try registry.detect(run.context(), device);
+    const check = driver.check orelse return formats.refuse(run.context(), driver.name, .check);
+    var report: messages.Check = .{
+        .format = driver.name,
+        .file_length = device.length,
+        .check_errors = 0,
+        .corruptions = 0,
+        .leaks = 0,
+        .findings_omitted = 0,
+    };
+    try check(run.context(), device, run.sink(), &report);
+    try run.emit(report);
+    run.status = if (report.check_errors > 0)
+        Status.incomplete
+    else if (report.corruptions > 0)
+        Status.corrupt
+    else if (report.leaks > 0)
+        Status.leaks
+    else
+        0;
+}

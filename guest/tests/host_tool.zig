@@ -1,0 +1,157 @@
+//! The formats without the machine: opens a file on the host, runs info, check or the segment walk of a driver on it,
+//! and writes the report to standard output as a sequence of CBOR items.  For tests and debugging only; nothing of
+//! the product uses it.
+//!
+//!     host_tool info|check|segments FORMAT|auto FILE
+//!
+//! The exit status is the operation's: 1 refused; check: 1, 2 or 3 by its counters, 63 without checks.
+
+const std = @import("std");
+const linux = std.os.linux;
+const block = @import("block");
+const cbor = @import("cbor");
+const formats = @import("formats");
+const messages = @import("messages");
+const image = formats.image;
+
+/// lseek(2).
+const seek_data = 3;
+const seek_hole = 4;
+
+const File = struct {
+    fd: i32,
+
+    const vtable: block.Device.VTable = .{
+        .read = read,
+        .read_many = readMany,
+        .write = undefined,
+        .write_many = undefined,
+        .write_zeroes = undefined,
+        .flush = undefined,
+        .set_length = undefined,
+        .block_status = blockStatus,
+    };
+
+    fn open(path: [*:0]const u8) !File {
+        const result = linux.open(path, .{ .ACCMODE = .RDONLY, .CLOEXEC = true }, 0);
+        if (linux.errno(result) != .SUCCESS) return error.Open;
+        return .{ .fd = @intCast(result) };
+    }
+
+    fn device(self: *File) !block.Device {
+        const end = linux.lseek(self.fd, 0, linux.SEEK.END);
+        if (linux.errno(end) != .SUCCESS) return error.Open;
+        return .{ .context = self, .vtable = &vtable, .length = end };
+    }
+
+    fn read(context: *anyopaque, offset: u64, buffer: []u8) block.DeviceError!void {
+        const self: *File = @ptrCast(@alignCast(context));
+        var done: usize = 0;
+        while (done < buffer.len) {
+            const got = linux.pread(self.fd, buffer.ptr + done, buffer.len - done, @intCast(offset + done));
+            if (linux.errno(got) != .SUCCESS or got == 0) return error.Io;
+            done += got;
+        }
+    }
+
+    fn readMany(context: *anyopaque, reads: []const block.Read) block.DeviceError!void {
+        for (reads) |r| try read(context, r.offset, r.buffer);
+    }
+
+    fn blockStatus(context: *anyopaque, offset: u64, length: u64, out: []block.Extent) block.DeviceError![]block.Extent {
+        const self: *File = @ptrCast(@alignCast(context));
+        const end = offset + length;
+        var at = offset;
+        var count: usize = 0;
+        while (at < end and count < out.len) {
+            const data = linux.lseek(self.fd, @intCast(at), seek_data);
+            const data_at = if (linux.errno(data) == .SUCCESS) @min(data, end) else end;
+            const is_data = data_at == at;
+            const hole = if (is_data) linux.lseek(self.fd, @intCast(at), seek_hole) else data_at;
+            const stop = @min(end, hole);
+            out[count] = .{ .offset = at, .length = stop - at, .flags = @intFromBool(is_data) };
+            count += 1;
+            at = stop;
+        }
+        return out[0..count];
+    }
+};
+
+const Segment = struct {
+    pub const message_name = "segment";
+    start: u64,
+    length: u64,
+    kind: image.Kind,
+    compressed: bool,
+    offset: ?u64,
+};
+
+fn write(bytes: []const u8) void {
+    var done: usize = 0;
+    while (done < bytes.len) {
+        const put = linux.write(1, bytes.ptr + done, bytes.len - done);
+        if (linux.errno(put) != .SUCCESS) std.process.exit(74);
+        done += put;
+    }
+}
+
+fn deliver(_: *anyopaque, message: []const u8) block.Error!void {
+    write(message);
+}
+
+pub fn main(init: std.process.Init) !u8 {
+    const arguments = try init.minimal.args.toSlice(init.arena.allocator());
+    if (arguments.len != 4) return 64;
+    var diagnostic: block.Diagnostic = .{};
+    const context: image.Context = .{ .allocator = init.arena.allocator(), .diagnostic = &diagnostic };
+    var file = File.open(arguments[3]) catch return 74;
+    const device = file.device() catch return 74;
+    const sink: image.Sink = .{ .context = &file, .deliver = deliver };
+    return run(context, device, sink, arguments[1], arguments[2]) catch |reason| {
+        const code = if (reason == error.Refused) @tagName(diagnostic.code) else @errorName(reason);
+        try sink.emit(messages.Error{
+            .code = code,
+            .message = diagnostic.message(),
+            .structure = diagnostic.structure,
+            .offset = diagnostic.offset,
+            .value = diagnostic.value,
+            .limit = diagnostic.limit,
+        });
+        return if (diagnostic.code == .no_checks) 63 else 1;
+    };
+}
+
+fn run(context: image.Context, device: block.Device, sink: image.Sink, operation: []const u8, name: []const u8) block.Error!u8 {
+    var large: [1 << 16]u8 = undefined;
+    if (std.mem.eql(u8, operation, "info")) {
+        const driver = try pick(formats.Registry(.info), context, device, name);
+        const info = driver.info orelse return formats.refuse(context, driver.name, .info);
+        var report: messages.Info = .{ .format = driver.name, .virtual_size = 0, .file_length = device.length, .dirty_flag = false };
+        try info(context, device, sink, &report);
+        write(cbor.encodeMessage(&large, report) catch return error.TooLarge);
+        return 0;
+    }
+    if (std.mem.eql(u8, operation, "check")) {
+        const driver = try pick(formats.Registry(.check), context, device, name);
+        const check = driver.check orelse return formats.refuse(context, driver.name, .check);
+        var report: messages.Check = .{ .format = driver.name, .file_length = device.length, .check_errors = 0, .corruptions = 0, .leaks = 0, .findings_omitted = 0 };
+        try check(context, device, sink, &report);
+        write(cbor.encodeMessage(&large, report) catch return error.TooLarge);
+        return if (report.check_errors > 0) 1 else if (report.corruptions > 0) 2 else if (report.leaks > 0) 3 else 0;
+    }
+    const driver = try pick(formats.Registry(.measure), context, device, name);
+    const open = driver.open orelse return formats.refuse(context, driver.name, .measure);
+    const opened = try open(context, device);
+    var position: u64 = 0;
+    while (position < opened.virtual_size) {
+        const segment = try opened.segmentAt(position);
+        try sink.emit(Segment{ .start = segment.start, .length = segment.length, .kind = segment.kind, .compressed = segment.compressed, .offset = segment.offset });
+        position += segment.length;
+    }
+    return 0;
+}
+
+fn pick(comptime Registry: type, context: image.Context, device: block.Device, name: []const u8) block.Error!*const image.Driver {
+    if (std.mem.eql(u8, name, "auto")) return Registry.detect(context, device);
+    return Registry.byName(context, name);
+}
