@@ -9,6 +9,7 @@ from calltable import (
     BOOT_INFO,
     BOOT_INFO_FORMAT,
     BOOT_MAGIC,
+    COLD_BASE,
     LARGE_PAGE_SIZE,
     MAX_DEVICES,
     MAX_MEMORY,
@@ -23,13 +24,14 @@ from calltable import (
 )
 from vmm.boundary import Failure, FailureKind, Outcome
 from vmm.devices.bus import DONE, READY, Bus
-from vmm.devices.errors import LimitExceeded, ProtocolViolation, RunAborted
+from vmm.devices.errors import DeviceEvent, LimitExceeded, ProtocolViolation, RunAborted
 from vmm.errors import KvmError, UsageError
 from vmm.kvm import Kvm
+from vmm.kvm.device import DEVICE
 from vmm.kvm.vcpu import EXIT_FAIL_ENTRY, EXIT_INTERNAL_ERROR, EXIT_SHUTDOWN, INTERRUPTED, READ, WRITE
 from vmm.machine import cpu, elf, faults, guests
 from vmm.machine.faults import GuestShutdown, GuestStuck, GuestTrap
-from vmm.machine.layout import COLD_BASE, DESCRIPTORS, STACK_TOP, STUBS, Region, fixed_regions
+from vmm.machine.layout import DESCRIPTORS, STACK_TOP, STUBS, Region, fixed_regions
 from vmm.machine.memory import RAM_SIZE, GuestMemory
 from vmm.machine.pages import PageTables
 from vmm.record import replace
@@ -50,7 +52,7 @@ TICK_NS = 100_000_000
 _SLACK_NS = 50_000
 
 
-class _DeadlinePassed(Exception):
+class DeadlinePassed(DeviceEvent):
     """The run's wall time is used up."""
 
 
@@ -73,13 +75,21 @@ class Machine:
     :param max_memory: bytes of arena beyond its hot part, rounded up to 2 MiB.
     :param warm: keep a snapshot, so that the machine can run again.
     :param runtime: another runtime's ELF, for tests.
+    :param kvm_path: the KVM device.
     :raises KvmUnavailableError: KVM cannot be used.
     :raises OperationLoadError: the ELF is not one that the machine can run.
     :raises UsageError: too many devices, or more memory than the memory map has room for.
     """
 
     def __init__(
-        self, operation: bytes, device_count: int, max_memory: int, *, warm: bool = True, runtime: bytes | None = None
+        self,
+        operation: bytes,
+        device_count: int,
+        max_memory: int,
+        *,
+        warm: bool = True,
+        runtime: bytes | None = None,
+        kvm_path: str = DEVICE,
     ) -> None:
         if device_count > MAX_DEVICES:
             raise UsageError(f"{device_count} devices; a machine has at most {MAX_DEVICES}")
@@ -87,6 +97,7 @@ class Machine:
             raise UsageError(f"{max_memory} bytes of guest memory; 0 to {MAX_MEMORY} are possible")
         self.operation = operation
         self.warm = warm
+        self._kvm_path = kvm_path
         image = elf.parse(operation, OPERATION_BASE, OPERATION_SIZE, "operation")
         elf.check_contract(image.contract, "operation")
         resident = elf.parse(runtime or guests.runtime(), RUNTIME_BASE, RUNTIME_SIZE, "runtime")
@@ -128,7 +139,7 @@ class Machine:
         tables.map(regions)
         tables.release()
 
-        with Kvm() as kvm:
+        with Kvm(self._kvm_path) as kvm:
             vm = kvm.create_vm()
         self._closers.append(vm.close)
         vm.set_memory(0, RAM_BASE, memory.map, 0, RAM_SIZE)
@@ -169,10 +180,10 @@ class Machine:
                 if self._snapshot is None:
                     self._boot()
                 self._drive(DONE)
-            except (GuestTrap, GuestShutdown, GuestStuck, RunAborted, LimitExceeded, ProtocolViolation) as event:
-                failure = self._failure(event)
-            except _DeadlinePassed:
+            except DeadlinePassed:
                 failure = self._timed_out(job.limits.timeout)
+            except DeviceEvent as event:
+                failure = self._failure(event)
             finally:
                 vcpu.disarm()
             status = bus.control.status if failure is None else None
@@ -241,7 +252,7 @@ class Machine:
     def _check(self) -> None:
         """End the run when its time is over; Python's signal handlers run on the way here."""
         if monotonic_ns() >= self._deadline:
-            raise _DeadlinePassed
+            raise DeadlinePassed
 
     def _write_boot_page(self, job: Job) -> None:
         devices = list(self.bus.boot_devices())
@@ -249,6 +260,7 @@ class Machine:
         length = len(job.request)
         page = _BOOT.pack(
             BOOT_MAGIC,
+    COLD_BASE,
             self._entry,
             REQUEST_BASE,
             length,
@@ -264,7 +276,7 @@ class Machine:
         self.memory.put(REQUEST_BASE, job.request + bytes(max(0, self._request_length - length)))
         self._request_length = length
 
-    def _failure(self, event: Exception) -> Failure:
+    def _failure(self, event: DeviceEvent) -> Failure:
         memory, vcpu = self.memory, self.vcpu
         if isinstance(event, GuestTrap):
             failure = faults.from_trap(event.vector, vcpu, memory, self.regions)

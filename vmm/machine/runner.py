@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from vmm.kvm.device import DEVICE
 from vmm.machine.machine import Machine
 
 TYPE_CHECKING = False
@@ -25,10 +26,12 @@ class MachineRunner:
     One job at a time; from any thread.  Not across ``fork``: a child gets machines of its own.
 
     :param warm: False for a single run: no snapshot is taken and the machine is given up at once.
+    :param kvm_path: the KVM device.
     """
 
-    def __init__(self, *, warm: bool = True) -> None:
+    def __init__(self, *, warm: bool = True, kvm_path: str = DEVICE) -> None:
         self.warm = warm
+        self._kvm_path = kvm_path
         self._pool: dict[_Key, Machine] = {}
         self._process = os.getpid()
 
@@ -41,7 +44,7 @@ class MachineRunner:
         key = (job.elf, len(job.devices), job.limits.max_memory)
         machine = self._pool.pop(key, None)
         if machine is None:
-            machine = Machine(job.elf, len(job.devices), job.limits.max_memory, warm=self.warm)
+            machine = Machine(job.elf, len(job.devices), job.limits.max_memory, warm=self.warm, kvm_path=self._kvm_path)
         try:
             return machine.run(job, on_event)
         finally:
