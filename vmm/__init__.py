@@ -1,0 +1,83 @@
+"""Disk image operations inside a KVM sandbox.
+
+    import vmm
+
+    report = vmm.measure("image.vhd", target="qcow2")
+    print(report.required, report.fully_allocated)
+
+Everything below is imported when it is first used, so that ``import vmm`` costs nothing.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.api import ForeignAnswer, ForeignMessage, Machine, check, create, info, measure
+    from vmm.boundary import Failure, Limits
+    from vmm.errors import (
+        FileError,
+        GuestFailedError,
+        KvmError,
+        KvmUnavailableError,
+        LimitReachedError,
+        NoChecksError,
+        OperationLoadError,
+        RefusedError,
+        UsageError,
+        VmmError,
+    )
+    from vmm.operations.check import CheckReport
+    from vmm.operations.create import CreateReport
+    from vmm.operations.info import InfoReport
+    from vmm.operations.measure import MeasureReport
+
+__all__ = [
+    "CheckReport",
+    "CreateReport",
+    "Failure",
+    "FileError",
+    "ForeignAnswer",
+    "ForeignMessage",
+    "GuestFailedError",
+    "InfoReport",
+    "KvmError",
+    "KvmUnavailableError",
+    "LimitReachedError",
+    "Limits",
+    "Machine",
+    "MeasureReport",
+    "NoChecksError",
+    "OperationLoadError",
+    "RefusedError",
+    "UsageError",
+    "VmmError",
+    "check",
+    "create",
+    "info",
+    "measure",
+]
+
+_MODULES = {
+    "vmm.api": ("ForeignAnswer", "ForeignMessage", "Machine", "check", "create", "info", "measure"),
+    "vmm.boundary": ("Failure", "Limits"),
+    "vmm.operations.check": ("CheckReport",),
+    "vmm.operations.create": ("CreateReport",),
+    "vmm.operations.info": ("InfoReport",),
+    "vmm.operations.measure": ("MeasureReport",),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    module = next((module for module, names in _MODULES.items() if name in names), "vmm.errors")
+    value: object = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,280 @@
+"""The Python API: one function an operation, and :class:`Machine` for many images on one warm machine.
+
+Every function opens its files, runs the operation in a sandbox of its own and answers a frozen, typed report; whatever
+goes wrong is a :class:`vmm.VmmError`.  ``docs/api.md`` shows all of it, and the tests run its examples.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vmm.boundary import Limits
+from vmm.operations.foreign import is_path, load_elf, run_foreign
+from vmm.operations.info import DEFAULT_QEMU_VERSION
+from vmm.operations.session import OPERATIONS, Session
+from vmm.record import dataclass, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+    from typing import Any, Literal, Self, overload
+
+    from vmm.boundary import Runner
+    from vmm.operations.cbor import Value
+    from vmm.operations.check import CheckReport
+    from vmm.operations.create import CreateReport
+    from vmm.operations.info import InfoReport
+    from vmm.operations.measure import MeasureReport
+    from vmm.operations.options import OptionValue
+
+    Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignMessage:
+    """One message of an operation of one's own: decoded, not checked against any schema."""
+
+    name: str
+    fields: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignAnswer:
+    """What an operation of one's own answered."""
+
+    #: The status it ended with; 0 is success.
+    status: int
+    messages: tuple[ForeignMessage, ...]
+
+
+class Machine:
+    """A warm machine: booted at its first run, reset between runs, for as many images as you like.  A context manager.
+
+    >>> with vmm.Machine(timeout=10) as machine:  # doctest: +SKIP
+    ...     sizes = [machine.measure(path, target="qcow2").required for path in paths]
+
+    One run at a time; machines of different threads do not know of each other.
+
+    :param timeout: wall time of each run in seconds.
+    :param limits: every limit of each run; ``timeout`` overrides the one in it.
+    :param log_level: of the guest's log, 0 off to 4 debug; ``on_log`` gets level and line.
+    :param on_progress: gets work done and total work.
+    :param follow_symlinks: follow a symbolic link in the last component of a path.
+    :param kvm: path of the KVM device.
+    :param runner: what runs the jobs, instead of a machine of one's own; closed with this object.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float | None = None,
+        limits: Limits | None = None,
+        log_level: int = 0,
+        on_log: Callable[[int, str], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        follow_symlinks: bool = False,
+        kvm: str = "/dev/kvm",
+        runner: Runner | None = None,
+    ) -> None:
+        chosen = limits if limits is not None else Limits()
+        if timeout is not None:
+            chosen = replace(chosen, timeout=timeout)
+        if runner is None:
+            from vmm.machine.runner import MachineRunner
+
+            runner = MachineRunner(kvm_path=kvm)
+        self._runner = runner
+        self._follow = follow_symlinks
+        self._session = Session(runner, limits=chosen, log_level=log_level, on_log=on_log, on_progress=on_progress)
+
+    def info(
+        self,
+        path: Path,
+        *,
+        format: str | None = None,  # noqa: A002  (qemu-img's word)
+        qemu_version: str = DEFAULT_QEMU_VERSION,
+    ) -> InfoReport:
+        """What an image is, and what it refers to.  See :func:`vmm.operations.info.info`."""
+        from vmm.operations.info import info as run
+
+        return run(
+            self._session, os.fsdecode(path), format=format, qemu_version=qemu_version, follow_symlinks=self._follow
+        )
+
+    def measure(
+        self,
+        path: Path | None = None,
+        *,
+        target: str = "raw",
+        format: str | None = None,  # noqa: A002  (qemu-img's word)
+        size: int | str | None = None,
+        **options: OptionValue,
+    ) -> MeasureReport:
+        """How large the file of a conversion would be.  See :func:`vmm.operations.measure.measure`."""
+        from vmm.operations.measure import measure as run
+
+        return run(
+            self._session,
+            None if path is None else os.fsdecode(path),
+            target=target,
+            format=format,
+            size=size,
+            options=options,
+            follow_symlinks=self._follow,
+        )
+
+    def check(self, path: Path, *, format: str | None = None) -> CheckReport:  # noqa: A002
+        """Whether an image is consistent.  See :func:`vmm.operations.check.check`."""
+        from vmm.operations.check import check as run
+
+        return run(self._session, os.fsdecode(path), format=format, follow_symlinks=self._follow)
+
+    def create(
+        self,
+        path: Path,
+        format: str = "raw",  # noqa: A002  (qemu-img's word)
+        size: int | str | None = None,
+        *,
+        unix_time: int | None = None,
+        uuid: bytes | None = None,
+        **options: OptionValue,
+    ) -> CreateReport:
+        """Plan and write an empty image.  See :func:`vmm.operations.create.create`."""
+        from vmm.operations.create import create as run
+
+        return run(
+            self._session,
+            os.fsdecode(path),
+            format,
+            size=size,
+            options=options,
+            unix_time=unix_time,
+            uuid=uuid,
+            follow_symlinks=self._follow,
+        )
+
+    def run_elf(self, elf: Path, *paths: Path, **options: str) -> ForeignAnswer:
+        """Run an operation of one's own: a static ELF file that speaks the call table, one device for each path.
+
+        :raises OperationLoadError: the file is no operation that this machine can run.
+        :raises VmmError: see :mod:`vmm.errors`.
+        """
+        messages: list[ForeignMessage] = []
+        name = os.fsdecode(elf)
+        report = run_foreign(
+            self._session,
+            load_elf(name),
+            name,
+            [os.fsdecode(path) for path in paths],
+            lambda kind, fields: messages.append(ForeignMessage(kind, fields)),
+            options=options,
+            follow_symlinks=self._follow,
+        )
+        return ForeignAnswer(report.status, tuple(messages))
+
+    if TYPE_CHECKING:
+
+        @overload
+        def run(self, operation: Literal["info"], path: Path, **options: Any) -> InfoReport: ...
+        @overload
+        def run(self, operation: Literal["measure"], path: Path | None = None, **options: Any) -> MeasureReport: ...
+        @overload
+        def run(self, operation: Literal["check"], path: Path, **options: Any) -> CheckReport: ...
+        @overload
+        def run(self, operation: Literal["create"], path: Path, *more: Any, **options: Any) -> CreateReport: ...
+        @overload
+        def run(self, operation: str, *paths: Path, **options: Any) -> Any: ...
+
+    def run(self, operation: str, *paths: Any, **options: Any) -> Any:
+        """Run an operation by name, or an ELF file by its path; arguments as for the method of that name.
+
+        :raises UsageError: there is no such operation.
+        """
+        if is_path(operation):
+            return self.run_elf(operation, *paths, **options)
+        if operation not in OPERATIONS:
+            from vmm.errors import UsageError
+
+            raise UsageError(f"There is no operation '{operation}'; there are {', '.join(OPERATIONS)}")
+        return getattr(self, operation)(*paths, **options)
+
+    def close(self) -> None:
+        """Give up the machine.  Idempotent."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def info(
+    path: Path,
+    *,
+    format: str | None = None,  # noqa: A002  (qemu-img's word)
+    qemu_version: str = DEFAULT_QEMU_VERSION,
+    timeout: float | None = None,
+    limits: Limits | None = None,
+) -> InfoReport:
+    """What an image is, and what it refers to, from a machine of its own.
+
+    :raises VmmError: see :mod:`vmm.errors`.
+    """
+    with Machine(timeout=timeout, limits=limits) as machine:
+        return machine.info(path, format=format, qemu_version=qemu_version)
+
+
+def measure(
+    path: Path | None = None,
+    *,
+    target: str = "raw",
+    format: str | None = None,  # noqa: A002  (qemu-img's word)
+    size: int | str | None = None,
+    timeout: float | None = None,
+    limits: Limits | None = None,
+    **options: OptionValue,
+) -> MeasureReport:
+    """How large the file of a conversion would be, from a machine of its own.
+
+    :raises VmmError: see :mod:`vmm.errors`.
+    """
+    with Machine(timeout=timeout, limits=limits) as machine:
+        return machine.measure(path, target=target, format=format, size=size, **options)
+
+
+def check(
+    path: Path,
+    *,
+    format: str | None = None,  # noqa: A002  (qemu-img's word)
+    timeout: float | None = None,
+    limits: Limits | None = None,
+) -> CheckReport:
+    """Whether an image is consistent, from a machine of its own.
+
+    :raises VmmError: see :mod:`vmm.errors`.
+    """
+    with Machine(timeout=timeout, limits=limits) as machine:
+        return machine.check(path, format=format)
+
+
+def create(
+    path: Path,
+    format: str = "raw",  # noqa: A002  (qemu-img's word)
+    size: int | str | None = None,
+    *,
+    unix_time: int | None = None,
+    uuid: bytes | None = None,
+    timeout: float | None = None,
+    limits: Limits | None = None,
+    **options: OptionValue,
+) -> CreateReport:
+    """Plan and write an empty image, with a machine of its own.
+
+    :raises VmmError: see :mod:`vmm.errors`.
+    """
+    with Machine(timeout=timeout, limits=limits) as machine:
+        return machine.create(path, format, size, unix_time=unix_time, uuid=uuid, **options)

@@ -1,0 +1,101 @@
+"""The ``pyvmm`` command: which subcommand, and what its end means for the exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vmm.cli.terminal import abandon_stdout, err, out
+from vmm.errors import EXIT_FAILED, EXIT_GUEST_FAILED, EXIT_INTERRUPTED, EXIT_OK, UsageError, VmmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USAGE = """\
+usage: pyvmm run OPERATION [options] FILE...
+       pyvmm doctor [--output human|json]
+       pyvmm --version
+
+Runs one operation on disk images inside a KVM sandbox.
+
+  run info FILE...              what an image is, and what it refers to
+  run measure [-O FMT] FILE...  how large it would be in another format
+  run check FILE...             whether it is consistent
+  run create -f FMT FILE SIZE   plan and write an empty image
+  run ./operation.elf FILE...   an operation of your own
+  doctor                        what this host has, and what to do about what it lacks
+
+`pyvmm run OPERATION --help` lists the options.
+Exit status: 0 fine; 1 could not do it; check: 2 corruption, 3 leaks only, 63 the format has no checks;
+64 usage, 69 KVM cannot be used, 70 the guest failed, 75 a limit was reached, 130 interrupted.
+"""
+
+
+def _dispatch(words: list[str]) -> int:
+    command = words[0] if words else "--help"
+    if command in ("-h", "--help", "help"):
+        out(USAGE)
+        return EXIT_OK
+    if command in ("-V", "--version", "version"):
+        from vmm.cli.version import version_text
+
+        out(version_text())
+        return EXIT_OK
+    if command == "run":
+        from vmm.cli.run import run_command
+
+        return run_command(words[1:])
+    if command == "doctor":
+        from vmm.cli.doctor import doctor_command
+
+        return doctor_command(words[1:])
+    raise UsageError(f"There is no command '{command}'; see `pyvmm --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; answers its exit status and never raises.
+
+    :param argv: arguments without the program's name; None: the process's own.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except VmmError as error:
+        return _report(words, error)
+    except KeyboardInterrupt:
+        err("pyvmm: interrupted\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        abandon_stdout()
+        return EXIT_FAILED
+    except OSError as error:
+        err(f"pyvmm: {error.strerror or error}\n")
+        return EXIT_FAILED
+    except Exception as error:
+        return _internal(error)
+
+
+def _internal(error: Exception) -> int:
+    """A bug of ours: one line, and the traceback for those who ask for it with PYVMM_TRACEBACK=1."""
+    if os.environ.get("PYVMM_TRACEBACK") == "1":
+        raise error
+    from vmm.operations.text import printable
+
+    detail = printable(str(error))
+    err(f"pyvmm: internal error: {type(error).__name__}: {detail} (PYVMM_TRACEBACK=1 shows where)\n")
+    return EXIT_GUEST_FAILED
+
+
+def _report(words: list[str], error: VmmError) -> int:
+    """A failure outside any file: as JSON when that was asked for, wherever in the line."""
+    from vmm.cli.failures import error_dict, error_text
+
+    joined = " ".join(words)
+    if "--output=json" in joined or "--output json" in joined:
+        from vmm.cli.jsontext import pretty
+
+        out(pretty(error_dict(error)) + "\n")
+    else:
+        err(error_text(error))
+    return error.exit_status

@@ -1,0 +1,292 @@
+"""``pyvmm run``: one operation on some files, one answer each."""
+
+from __future__ import annotations
+
+from vmm.cli import runoptions
+from vmm.cli.arguments import options_text, parse
+from vmm.cli.failures import error_dict, error_text, worst
+from vmm.cli.jsontext import compact, pretty
+from vmm.cli.progress import Progress
+from vmm.cli.terminal import err, out
+from vmm.errors import EXIT_OK, UsageError, VmmError
+from vmm.operations.foreign import is_path, load_elf, run_foreign
+from vmm.operations.session import OPERATIONS, Session
+from vmm.operations.text import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.boundary import Runner
+    from vmm.cli.arguments import Arguments
+    from vmm.operations.cbor import Value
+
+_LOG_LEVELS = ("", "error", "warning", "info", "debug")
+_LOG_INFO, _LOG_DEBUG = 3, 4
+
+
+def run_command(words: list[str]) -> int:
+    """Run what the words say; answers the exit status.
+
+    :raises UsageError: the words make no sense.
+    :raises VmmError: nothing could be run at all.
+    """
+    operation = words[0] if words else "--help"
+    if operation in ("-h", "--help"):
+        from vmm.cli.main import USAGE
+
+        out(USAGE)
+        return EXIT_OK
+    foreign = is_path(operation)
+    if operation.startswith("-") or not (foreign or operation in OPERATIONS):
+        raise UsageError(
+            f"There is no operation '{printable(operation)}'; there are {', '.join(OPERATIONS)}, and any ELF file "
+            "given as a path"
+        )
+    options = runoptions.options_of(operation)
+    arguments = parse(words[1:], options)
+    if "help" in arguments:
+        operands = {"create": "FILE [SIZE]", "measure": "FILE... | --size SIZE"}.get(operation, "FILE...")
+        out(f"usage: pyvmm run {printable(operation)} [options] {operands}\n\n{options_text(options)}")
+        return EXIT_OK
+    runoptions.refuse_unsupported(arguments)
+    if not foreign and any(text in ("help", "?") for text in arguments.all("options")):
+        return _options_help(operation, arguments)
+    command = Command(operation, arguments)
+    try:
+        return command.run()
+    finally:
+        command.close()
+
+
+def _options_help(operation: str, arguments: Arguments) -> int:
+    from vmm.operations.options import options_help
+
+    out(options_help(arguments.get("target" if operation == "measure" else "format") or "raw"))
+    return EXIT_OK
+
+
+def _new_runner(arguments: Arguments) -> Runner:
+    """The machine; imported here, so that a mistake in the words is told without it."""
+    from vmm.machine.runner import MachineRunner
+
+    path = arguments.get("kvm")
+    return MachineRunner() if path is None else MachineRunner(kvm_path=path)
+
+
+class Command:
+    """One ``pyvmm run`` with its runner, which lives until the last file is done."""
+
+    def __init__(self, operation: str, arguments: Arguments) -> None:
+        self.operation = operation
+        self.arguments = arguments
+        self.json = runoptions.output_format(arguments) == "json"
+        self.quiet = "quiet" in arguments
+        self.follow = "follow" in arguments
+        self.files = self._files()
+        self.many = len(self.files) > 1
+        limits = runoptions.limits(arguments)
+        self._elf = load_elf(operation) if is_path(operation) else None
+        op_elf = arguments.get("op-elf")
+        verbosity = arguments.count("verbose")
+        self.progress = Progress(asked="progress" in arguments)
+        self.runner = _new_runner(arguments)
+        self.session = Session(
+            self.runner,
+            limits=limits,
+            elf=None if op_elf is None else load_elf(op_elf),
+            log_level=min(_LOG_INFO + verbosity - 1, _LOG_DEBUG) if verbosity else 0,
+            on_log=_log,
+            on_progress=self.progress.update if self.progress.wanted else None,
+        )
+
+    def _files(self) -> list[str]:
+        operands = self.arguments.operands
+        if self.operation == "create":
+            if not operands:
+                raise UsageError("Expecting image file name")
+            if len(operands) > 2:
+                raise UsageError(f"Unexpected argument: {printable(operands[2])}")
+            return operands[:1]
+        if self.operation == "measure" and not operands and "size" not in self.arguments:
+            raise UsageError("Either --size N or one filename must be specified.")
+        if self.operation in ("info", "check") and not operands:
+            raise UsageError("Expecting at least one image file name")
+        return operands
+
+    def close(self) -> None:
+        """Give up the machine and the progress line."""
+        self.progress.finish()
+        self.runner.close()
+
+    def run(self) -> int:
+        """Every file; the worst status is the command's."""
+        statuses = []
+        for index, path in enumerate(self.files or [None]):
+            self.progress.start()
+            try:
+                status = self._one(path, first=index == 0)
+            except UsageError:
+                # About the options, not about a file: every other file would say the same.
+                raise
+            except VmmError as error:
+                self.progress.finish()
+                self._fail(error, path)
+                status = error.exit_status
+            statuses.append(status)
+        return worst(statuses)
+
+    def _fail(self, error: VmmError, path: str | None) -> None:
+        if self.json:
+            self._out_json(error_dict(error, path))
+        else:
+            err(error_text(error, path))
+
+    def _out_json(self, value: dict[str, object]) -> None:
+        lines = self.many or self._elf is not None
+        out((compact(value) if lines else pretty(value)) + "\n")
+
+    def _answer(self, text: str, value: dict[str, object], path: str | None, *, first: bool, header: bool) -> None:
+        """Show a report: as text, below its file's name when there are many, or as JSON."""
+        self.progress.finish()
+        if self.json:
+            if self.many and "filename" not in value:
+                value = {"filename": path, **value}
+            self._out_json(value)
+        elif not self.quiet:
+            above = ("" if first else "\n") if self.many else ""
+            if self.many and header:
+                above += f"image: {printable(str(path))}\n"
+            out(above + text)
+
+    def _one(self, path: str | None, *, first: bool) -> int:
+        if self._elf is not None:
+            return self._foreign(self._elf, path)
+        handler = {"measure": self._measure, "create": self._create, "info": self._info, "check": self._check}
+        return handler[self.operation](path, first)
+
+    def _measure(self, path: str | None, first: bool) -> int:
+        from vmm.cli.human import measure_text
+        from vmm.cli.reports import measure_json
+        from vmm.operations.measure import measure
+        from vmm.operations.options import collect_options
+
+        arguments = self.arguments
+        report = measure(
+            self.session,
+            path,
+            target=arguments.get("target") or "raw",
+            format=arguments.get("format"),
+            size=arguments.get("size"),
+            options=collect_options(arguments.all("options")),
+            follow_symlinks=self.follow,
+        )
+        self._answer(measure_text(report), measure_json(report), path, first=first, header=True)
+        return report.exit_status
+
+    def _info(self, path: str | None, first: bool) -> int:
+        from vmm.cli.human import info_text
+        from vmm.cli.reports import info_json, version_of
+        from vmm.operations.info import DEFAULT_QEMU_VERSION, info
+
+        asked = self.arguments.get("qemu-version") or DEFAULT_QEMU_VERSION
+        try:
+            version = version_of(asked)
+        except ValueError:
+            raise UsageError(f"--qemu-version takes a version such as 8.0, not '{printable(asked)}'") from None
+        report = info(
+            self.session,
+            str(path),
+            format=self.arguments.get("format"),
+            qemu_version=".".join(map(str, version)),
+            follow_symlinks=self.follow,
+        )
+        if self.json:
+            self._answer("", info_json(report, version), path, first=first, header=False)
+        else:
+            self._answer(info_text(report, version), {}, path, first=first, header=False)
+        return report.exit_status
+
+    def _check(self, path: str | None, first: bool) -> int:
+        from vmm.cli.human import check_text, findings_text
+        from vmm.cli.reports import check_json
+        from vmm.operations.check import check
+
+        report = check(self.session, str(path), format=self.arguments.get("format"), follow_symlinks=self.follow)
+        if not self.json:
+            err(findings_text(report))
+        self._answer(check_text(report), check_json(report), path, first=first, header=True)
+        return report.exit_status
+
+    def _create(self, path: str | None, first: bool) -> int:
+        from vmm.cli.human import create_text
+        from vmm.cli.reports import create_json
+        from vmm.operations.create import create
+        from vmm.operations.options import collect_options
+
+        arguments = self.arguments
+        options = collect_options(arguments.all("options"))
+        for key, name in (("backing", "backing_file"), ("backing-format", "backing_fmt")):
+            if key in arguments:
+                options[name] = arguments.get(key)
+        report = create(
+            self.session,
+            str(path),
+            arguments.get("format") or "raw",
+            size=arguments.operands[1] if len(arguments.operands) > 1 else None,
+            options=options,
+            unix_time=_unix_time(arguments.get("unix-time")),
+            uuid=_uuid(arguments.get("uuid")),
+            follow_symlinks=self.follow,
+        )
+        self._answer(create_text(report), create_json(report), path, first=first, header=False)
+        return report.exit_status
+
+    def _foreign(self, elf: bytes, path: str | None) -> int:
+        from vmm.operations.options import collect_options
+
+        def show(name: str, fields: Mapping[str, Value]) -> None:
+            if not self.quiet:
+                self.progress.finish()
+                out(compact({"filename": path, "message": name, "fields": fields}) + "\n")
+
+        options = {
+            key: value if isinstance(value, str) else None
+            for key, value in collect_options(self.arguments.all("options")).items()
+        }
+        report = run_foreign(
+            self.session,
+            elf,
+            self.operation,
+            [] if path is None else [path],
+            show,
+            options=options,
+            follow_symlinks=self.follow,
+        )
+        return report.exit_status
+
+
+def _log(level: int, text: str) -> None:
+    name = _LOG_LEVELS[level] if 0 < level < len(_LOG_LEVELS) else str(level)
+    err(f"guest: {name}: {text}\n")
+
+
+def _unix_time(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise UsageError(f"--unix-time takes seconds since 1970, not '{printable(text)}'")
+    return int(text)
+
+
+def _uuid(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    digits = text.replace("-", "")
+    try:
+        value = bytes.fromhex(digits)
+    except ValueError:
+        value = b""
+    if len(value) != 16 or len(digits) != 32:
+        raise UsageError(f"--uuid takes 32 hexadecimal digits, not '{printable(text)}'")
+    return value

@@ -1,0 +1,147 @@
+"""The options of ``pyvmm run``: qemu-img's spelling, and what a sandbox needs besides."""
+
+from __future__ import annotations
+
+from vmm.boundary import Limits
+from vmm.cli.arguments import Option
+from vmm.errors import UsageError
+from vmm.operations.sizes import parse_number
+from vmm.operations.text import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.cli.arguments import Arguments
+
+_LARGE_PAGE = 2 << 20
+
+_COMMON = (
+    Option("help", ("-h", "--help"), None, "show this text"),
+    Option("output", ("--output",), "human|json", "how to answer (default: human)"),
+    Option("quiet", ("-q", "--quiet"), None, "no text on stdout"),
+    Option("progress", ("-p", "--progress"), None, "show progress on stderr"),
+    Option("share", ("-U", "--force-share"), None, "accepted: images are never locked"),
+    Option("follow", ("-L", "--follow-symlinks"), None, "follow a symbolic link named as FILE"),
+    Option("verbose", ("-v", "--verbose"), None, "the guest's log on stderr (-vv: more)"),
+    Option("timeout", ("--timeout",), "SECONDS", "wall time of each run"),
+    Option("max-read", ("--max-read",), "SIZE", "bytes read from each image"),
+    Option("max-write", ("--max-write",), "SIZE", "bytes written to the output"),
+    Option("max-memory", ("--max-memory",), "SIZE", "memory of the guest, a multiple of 2M"),
+    Option("max-messages", ("--max-messages",), "N", "messages of the report"),
+    Option("max-report", ("--max-report",), "SIZE", "bytes of the report"),
+    Option("op-elf", ("--op-elf",), "PATH", "run this ELF as the operation"),
+    Option("kvm", ("--kvm",), "PATH", "the KVM device (default: /dev/kvm)"),
+)
+_FORMAT = Option("format", ("-f", "--format"), "FMT", "format of FILE (default: detected in the guest)")
+_OPTIONS = Option("options", ("-o", "--options"), "K=V,...", "creation options (-o help lists them)")
+_IMAGE_OPTS = Option("image-opts", ("--image-opts",), None, "not supported")
+_OBJECT = Option("object", ("--object",), "DEF", "not supported")
+
+#: Options that qemu-img has and this does not, with the reason.
+REFUSED = {
+    "image-opts": "--image-opts is not supported: FILE is a path",
+    "object": "--object is not supported: no operation takes secrets",
+    "backing-chain": "--backing-chain is not supported: files that an image names are reported and never opened",
+    "repair": "-r is not supported: check never writes",
+    "snapshot": "-l is not supported: snapshots are not measured",
+}
+
+BY_OPERATION = {
+    "info": (
+        _FORMAT,
+        Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)"),
+        Option("backing-chain", ("--backing-chain",), None, "not supported: nothing an image names is opened"),
+        _IMAGE_OPTS,
+        _OBJECT,
+    ),
+    "measure": (
+        _FORMAT,
+        Option("target", ("-O", "--target-format"), "FMT", "target format: raw (default), qcow2 or vpc"),
+        Option("size", ("--size", "-s"), "SIZE", "measure an empty disk instead of FILE"),
+        _OPTIONS,
+        Option("snapshot", ("-l",), "SNAPSHOT", "not supported"),
+        _IMAGE_OPTS,
+        _OBJECT,
+    ),
+    "check": (
+        _FORMAT,
+        Option("repair", ("-r",), "leaks|all", "not supported: nothing is written"),
+        Option("cache", ("-T",), "MODE", "accepted, without effect"),
+        _IMAGE_OPTS,
+        _OBJECT,
+    ),
+    "create": (
+        Option("format", ("-f", "--format"), "FMT", "format of the new image (default: raw)"),
+        _OPTIONS,
+        Option("backing", ("-b", "--backing"), "NAME", "backing file to write into the image; never opened"),
+        Option("backing-format", ("-F", "--backing-format"), "FMT", "format of the backing file"),
+        Option("unsafe", ("-u", "--backing-unsafe"), None, "accepted: a backing file is never opened"),
+        Option("unix-time", ("--unix-time",), "SECONDS", "time to write into the image (default: now)"),
+        Option("uuid", ("--uuid",), "UUID", "identity to write into the image (default: random)"),
+        _OBJECT,
+    ),
+}
+_FOREIGN = (Option("options", ("-o",), "K=V,...", "options of the operation"),)
+
+
+def options_of(operation: str) -> tuple[Option, ...]:
+    """The options of an operation; those of a foreign one for any other name."""
+    return BY_OPERATION.get(operation, _FOREIGN) + _COMMON
+
+
+def refuse_unsupported(arguments: Arguments) -> None:
+    """Options of qemu-img that cannot be honoured are refused rather than ignored.
+
+    :raises UsageError: one of them is there.
+    """
+    for key, reason in REFUSED.items():
+        if key in arguments:
+            raise UsageError(reason)
+
+
+def output_format(arguments: Arguments) -> str:
+    """``human`` or ``json``.
+
+    :raises UsageError: something else.
+    """
+    chosen = arguments.get("output") or "human"
+    if chosen not in ("human", "json"):
+        raise UsageError("--output must be used with human or json as argument.")
+    return chosen
+
+
+def _amount(arguments: Arguments, key: str, default: int, least: int) -> int:
+    text = arguments.get(key)
+    if text is None:
+        return default
+    value = parse_number(text)
+    if value is None or not least <= value < 1 << 63:
+        raise UsageError(f"--{key} takes a size of at least {least}, not '{printable(text)}'")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1e9:
+        raise UsageError(f"--timeout takes a number of seconds above 0, not '{printable(text)}'")
+    return value
+
+
+def limits(arguments: Arguments) -> Limits:
+    """The limits of each run.
+
+    :raises UsageError: one is no number or out of range.
+    """
+    defaults = Limits()
+    timeout = arguments.get("timeout")
+    memory = _amount(arguments, "max-memory", defaults.max_memory, 1)
+    return Limits(
+        timeout=defaults.timeout if timeout is None else _seconds(timeout),
+        max_read=_amount(arguments, "max-read", defaults.max_read, 0),
+        max_write=_amount(arguments, "max-write", defaults.max_write, 0),
+        max_messages=_amount(arguments, "max-messages", defaults.max_messages, 0),
+        max_report=_amount(arguments, "max-report", defaults.max_report, 0),
+        max_memory=(memory + _LARGE_PAGE - 1) // _LARGE_PAGE * _LARGE_PAGE,
+    )
