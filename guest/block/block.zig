@@ -4,6 +4,7 @@
 //! machine (sdk/device.zig), on bytes in memory in a host test (`Memory`), and under a fuzzer.
 
 const std = @import("std");
+pub const sentence = @import("sentence.zig");
 
 /// What can go wrong with a device, as opposed to its content.
 pub const DeviceError = error{ Invalid, Range, ReadOnly, Io, NoSpace, Unsupported, NoDevice, NoMemory, TooLarge };
@@ -151,6 +152,7 @@ pub const Diagnostic = struct {
 
     /// Record the reason and return `error.Refused`: `return diagnostic.refuse(.too_large, .{...}, "text {d}", .{x});`
     /// The sentence names the format and structure but not the file; it is cut, with an ellipsis, at 384 bytes.
+    /// Placeholders are those of sentence.zig.
     pub fn refuse(self: *Diagnostic, code: Code, details: Details, comptime format: []const u8, arguments: anytype) error{Refused} {
         self.code = code;
         self.format = details.format;
@@ -158,12 +160,7 @@ pub const Diagnostic = struct {
         self.offset = details.offset;
         self.value = details.value;
         self.limit = details.limit;
-        if (std.fmt.bufPrint(&self.text, format, arguments)) |written| {
-            self.text_length = written.len;
-        } else |_| {
-            self.text[self.text.len - 3 ..].* = "...".*;
-            self.text_length = self.text.len;
-        }
+        self.text_length = sentence.write(&self.text, format, arguments).len;
         return error.Refused;
     }
 
@@ -176,4 +173,5 @@ pub const Memory = @import("memory.zig").Memory;
 
 test {
     _ = @import("memory.zig");
+    _ = sentence;
 }
