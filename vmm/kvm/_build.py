@@ -53,7 +53,10 @@ _REQUESTS = (
     "KVM_SET_CPUID2",
 )
 
-_GENERAL_REGISTERS = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()
+_GENERAL_REGISTERS = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
+)
 
 _DECLARATIONS = (
     "\n".join(f"static const int {name};" for name in _CONSTANTS)

@@ -1,0 +1,1 @@
+"""The machine: memory map, page tables, ELF loading, run loop, faults, snapshot and reset."""

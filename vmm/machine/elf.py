@@ -1,7 +1,7 @@
 """The ELF files that the machine runs: parsed and validated before a byte of them is loaded.
 
-ELF is hostile input here (``--op-elf``).  Accepted: static ELF64 for x86-64 (System V ABI, generic ABI chapters 4 and 5),
-segments within the window that the memory map gives, on pages of their own, none writable and executable.
+ELF is hostile input here (``--op-elf``).  Accepted: static ELF64 for x86-64 (System V ABI, generic ABI chapters 4
+and 5), segments within the window that the memory map gives, on pages of their own, none writable and executable.
 """
 
 from __future__ import annotations
@@ -106,9 +106,11 @@ def parse(elf: bytes, start: int, size: int, what: str) -> Image:
         elif header[0] == _NOTES and contract is None:
             contract = _find_contract(elf, header, what)
     segments.sort(key=lambda segment: segment.address)
-    for one, other in zip(segments, segments[1:], strict=False):
-        if other.page_start < one.page_end:
-            raise _refuse(what, f"two segments share the page at {other.page_start:#x}; align them to {PAGE_SIZE}")
+    end = 0
+    for segment in segments:
+        if segment.page_start < end:
+            raise _refuse(what, f"two segments share the page at {segment.page_start:#x}; align them to {PAGE_SIZE}")
+        end = segment.page_end
     if not any(s.execute and s.address <= entry < s.address + s.size for s in segments):
         raise _refuse(what, f"the entry {entry:#x} is not in an executable segment")
     return Image(entry, tuple(segments), contract)
@@ -123,8 +125,8 @@ def _segment(elf: bytes, header: tuple[int, ...], index: int, start: int, size: 
     if address < start or address + memory_size > start + size:
         raise _refuse(
             what,
-            f"segment {index} ({address:#x} to {address + memory_size:#x}) is not inside {start:#x} to {start + size:#x}; "
-            f"link with --image-base={start:#x}",
+            f"segment {index} ({address:#x} to {address + memory_size:#x}) is not inside "
+            f"{start:#x} to {start + size:#x}; link with --image-base={start:#x}",
         )
     if flags & _W and flags & _X:
         raise _refuse(what, f"segment {index} is writable and executable")

@@ -6,6 +6,7 @@ from struct import Struct
 
 from calltable import OPERATION_BASE, OPERATION_SIZE, STACK_BASE
 from vmm.boundary import Failure, FailureKind, Frame
+from vmm.devices.errors import DeviceEvent
 from vmm.machine.layout import STACK_TOP, describe
 
 TYPE_CHECKING = False
@@ -47,7 +48,7 @@ _WORDS = Struct("<QQ")
 MAX_FRAMES = 32
 
 
-class GuestTrap(Exception):
+class GuestTrap(DeviceEvent):
     """A trap stub rang: ``vector``."""
 
     def __init__(self, vector: int) -> None:
@@ -55,11 +56,11 @@ class GuestTrap(Exception):
         self.vector = vector
 
 
-class GuestShutdown(Exception):
+class GuestShutdown(DeviceEvent):
     """The processor gave up: a fault while it delivered a fault."""
 
 
-class GuestStuck(Exception):
+class GuestStuck(DeviceEvent):
     """KVM cannot continue this guest; the text says why."""
 
 

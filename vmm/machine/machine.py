@@ -260,7 +260,6 @@ class Machine:
         length = len(job.request)
         page = _BOOT.pack(
             BOOT_MAGIC,
-    COLD_BASE,
             self._entry,
             REQUEST_BASE,
             length,

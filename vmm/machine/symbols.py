@@ -27,18 +27,14 @@ def symbolise(frames: tuple[Frame, ...], operation: bytes) -> tuple[Frame, ...]:
 
     :param operation: the operation's ELF; its debugging information is beside the shipped file, or in the ELF itself.
     """
-    windows = (
-        (OPERATION_BASE, OPERATION_SIZE, lambda: guests.debug_of(operation)),
-        (RUNTIME_BASE, RUNTIME_SIZE, lambda: guests.debug_of(guests.runtime())),
-    )
     found: dict[int, Frame] = {}
-    for base, size, load in windows:
+    for base, size, of_operation in ((OPERATION_BASE, OPERATION_SIZE, True), (RUNTIME_BASE, RUNTIME_SIZE, False)):
         wanted = {}
         for index, frame in enumerate(frames):
             if base <= frame.address < base + size:
                 wanted[index] = frame.address - (1 if index else 0)
         if wanted:
-            data = load()
+            data = guests.debug_of(operation if of_operation else guests.runtime())
             if len(data) <= MAX_FILE:
                 found |= _search(data, wanted)
     return tuple(
@@ -52,7 +48,7 @@ def _search(elf: bytes, wanted: dict[int, int]) -> dict[int, Frame]:
     from elftools.elf.elffile import ELFFile
 
     try:
-        file = ELFFile(io.BytesIO(elf))
+        file: Any = ELFFile(io.BytesIO(elf))
         functions = _functions(file, wanted)
         lines = _lines(file, wanted) if file.has_dwarf_info() else {}
     except Exception:  # hostile or merely unusual: pyelftools raises whatever the bytes lead it to
