@@ -48,6 +48,9 @@ pub const Device = struct {
     /// and the functions below keep this field true for the Device value they are called on.
     length: u64,
     read_only: bool = true,
+    /// Bytes that the host's file system has allocated for it (st_blocks), null where that is not known.  It is what
+    /// qemu calls the actual size; extents that are allocated but were never written count here and are holes below.
+    allocated: ?u64 = null,
 
     pub const VTable = struct {
         read: *const fn (*anyopaque, u64, []u8) DeviceError!void,
@@ -153,15 +156,21 @@ pub const Diagnostic = struct {
     /// Record the reason and return `error.Refused`: `return diagnostic.refuse(.too_large, .{...}, "text {d}", .{x});`
     /// The sentence names the format and structure but not the file; it is cut, with an ellipsis, at 384 bytes.
     /// Placeholders are those of sentence.zig.
-    pub fn refuse(self: *Diagnostic, code: Code, details: Details, comptime format: []const u8, arguments: anytype) error{Refused} {
+    pub inline fn refuse(self: *Diagnostic, code: Code, details: Details, comptime format: []const u8, arguments: anytype) error{Refused} {
+        const list = sentence.pack(format, arguments);
+        self.record(code, &details, format, &list);
+        return error.Refused;
+    }
+
+    /// Not inlined, and given what it can from read-only data: there are hundreds of refusals.
+    noinline fn record(self: *Diagnostic, code: Code, details: *const Details, format: []const u8, arguments: []const sentence.Argument) void {
         self.code = code;
         self.format = details.format;
         self.structure = details.structure;
         self.offset = details.offset;
         self.value = details.value;
         self.limit = details.limit;
-        self.text_length = sentence.write(&self.text, format, arguments).len;
-        return error.Refused;
+        self.text_length = sentence.fill(&self.text, format, arguments).len;
     }
 
     pub fn message(self: *const Diagnostic) []const u8 {

@@ -41,7 +41,9 @@ const File = struct {
     fn device(self: *File) !block.Device {
         const end = linux.lseek(self.fd, 0, linux.SEEK.END);
         if (linux.errno(end) != .SUCCESS) return error.Open;
-        return .{ .context = self, .vtable = &vtable, .length = end };
+        var status: linux.Statx = undefined;
+        if (linux.errno(linux.statx(self.fd, "", linux.AT.EMPTY_PATH, .{ .BLOCKS = true }, &status)) != .SUCCESS) return error.Open;
+        return .{ .context = self, .vtable = &vtable, .length = end, .allocated = status.blocks * 512 };
     }
 
     fn read(context: *anyopaque, offset: u64, buffer: []u8) block.DeviceError!void {

@@ -153,8 +153,9 @@ pub const Walk = struct {
         const c = self.checker;
         const list = self.uses.items;
         if (!std.sort.isSorted(Use, list, {}, Use.before)) std.sort.heap(Use, list, {}, Use.before);
-        const buffer = c.context.allocator.alloc(u8, @intCast(@min(c.header.clusterSize(), piece_bytes) * @min(batch_pieces, @max(list.len, 1)))) catch
-            return open.noMemory(c.context, piece_bytes * batch_pieces);
+        const slot: usize = @intCast(@min(c.header.clusterSize(), piece_bytes));
+        const slots: usize = @min(batch_pieces, @max(list.len, 1));
+        const buffer = c.context.allocator.alloc(u8, slot * slots) catch return open.noMemory(c.context, slot * slots);
         var batch: Batch = .{ .walk = self, .buffer = buffer };
         // Aligned tables are as many as the file has clusters; tables anywhere could overlap without end.
         var unaligned_budget = c.device.length + 64 * c.header.clusterSize();

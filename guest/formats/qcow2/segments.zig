@@ -227,20 +227,11 @@ pub const Segments = struct {
     fn preallocated(self: *Segments) block.Error!bool {
         const device = self.opened.device;
         const header = self.header;
-        var allocated: u64 = 0;
-        var position: u64 = 0;
-        while (position < device.length) {
-            var extents: [64]block.Extent = undefined;
-            const found = try device.blockStatus(position, device.length - position, &extents);
-            for (found) |extent| {
-                if (extent.isData()) allocated += extent.length;
-                position = extent.offset + extent.length;
-            }
-            if (found.len == 0) break;
-        }
+        const allocated = device.allocated orelse return false;
         const real = allocated >> header.cluster_bits;
         const threshold = @max(real +| real / 9, real + 2);
         const total = header.clusters(device.length);
+        // A file without holes cannot reach the threshold: nothing is read for it.
         if (total < threshold) return false;
         var stored = refcount.Stored.init(self.opened.context, device, header, total) catch return open.noMemory(self.opened.context, header.clusterSize());
         var counted: u64 = 0;
