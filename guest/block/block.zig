@@ -156,21 +156,15 @@ pub const Diagnostic = struct {
     /// Record the reason and return `error.Refused`: `return diagnostic.refuse(.too_large, .{...}, "text {d}", .{x});`
     /// The sentence names the format and structure but not the file; it is cut, with an ellipsis, at 384 bytes.
     /// Placeholders are those of sentence.zig.
-    pub inline fn refuse(self: *Diagnostic, code: Code, details: Details, comptime format: []const u8, arguments: anytype) error{Refused} {
-        const list = sentence.pack(format, arguments);
-        self.record(code, &details, format, &list);
-        return error.Refused;
-    }
-
-    /// Not inlined, and given what it can from read-only data: there are hundreds of refusals.
-    noinline fn record(self: *Diagnostic, code: Code, details: *const Details, format: []const u8, arguments: []const sentence.Argument) void {
+    pub fn refuse(self: *Diagnostic, code: Code, details: Details, comptime format: []const u8, arguments: anytype) error{Refused} {
         self.code = code;
         self.format = details.format;
         self.structure = details.structure;
         self.offset = details.offset;
         self.value = details.value;
         self.limit = details.limit;
-        self.text_length = sentence.fill(&self.text, format, arguments).len;
+        self.text_length = sentence.write(&self.text, format, arguments).len;
+        return error.Refused;
     }
 
     pub fn message(self: *const Diagnostic) []const u8 {
