@@ -19,7 +19,6 @@ _CONSTANTS = (
     "KVM_CAP_IMMEDIATE_EXIT",
     "KVM_CAP_XSAVE",
     "KVM_CAP_VCPU_EVENTS",
-    "KVM_MEM_LOG_DIRTY_PAGES",
     "KVM_EXIT_IO",
     "KVM_EXIT_HLT",
     "KVM_EXIT_MMIO",
@@ -41,7 +40,6 @@ _REQUESTS = (
     "KVM_SET_USER_MEMORY_REGION",
     "KVM_SET_TSS_ADDR",
     "KVM_SET_IDENTITY_MAP_ADDR",
-    "KVM_GET_DIRTY_LOG",
     "KVM_GET_REGS",
     "KVM_SET_REGS",
     "KVM_GET_SREGS",
@@ -90,7 +88,6 @@ struct kvm_cpuid_entry2 {
     uint32_t function, index, flags, eax, ebx, ecx, edx;
     ...;
 };
-struct kvm_dirty_log { uint32_t slot; void *dirty_bitmap; ...; };
 struct kvm_run { uint8_t immediate_exit; uint32_t exit_reason; ...; };
 
 struct pyvmm_exit {

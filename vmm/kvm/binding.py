@@ -34,3 +34,9 @@ def check(result: int, what: str) -> int:
     if result < 0:
         raise KvmError(f"{what} failed: {os.strerror(-result)}", errno=-result)
     return result
+
+
+def address_of(buffer: object) -> int:
+    """The host address of a writable buffer."""
+    with ffi.from_buffer(buffer, require_writable=True) as pinned:
+        return int(ffi.cast("uintptr_t", pinned))

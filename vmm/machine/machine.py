@@ -9,7 +9,6 @@ from calltable import (
     BOOT_INFO,
     BOOT_INFO_FORMAT,
     BOOT_MAGIC,
-    COLD_BASE,
     LARGE_PAGE_SIZE,
     MAX_DEVICES,
     MAX_MEMORY,
@@ -142,9 +141,7 @@ class Machine:
         with Kvm(self._kvm_path) as kvm:
             vm = kvm.create_vm()
         self._closers.append(vm.close)
-        vm.set_memory(0, RAM_BASE, memory.map, 0, RAM_SIZE)
-        if cold_size:
-            vm.set_memory(1, COLD_BASE, memory.map, RAM_SIZE, cold_size)
+        vm.set_memory(0, RAM_BASE, memory.map, memory.offset, memory.size)
         self.vcpu = vcpu = vm.create_vcpu(cpu.CPUID)
         self._closers.append(vcpu.close)
         sregs = vcpu.special_registers()
