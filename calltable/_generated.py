@@ -81,9 +81,9 @@ BOOT_MAGIC: Final = 0x31544F4F42564D50
 POINTER_FORMAT: Final = "<Q"
 POINTER_SIZE: Final = 8
 
-#: What a block device is. Fields: length, flags, block_size.
-DEVICE_INFO_FORMAT: Final = "<QII"
-DEVICE_INFO_SIZE: Final = 16
+#: What a block device is. `allocated` is what the host's file system has allocated for it, in bytes. Fields: length, flags, block_size, allocated.
+DEVICE_INFO_FORMAT: Final = "<QIIQ"
+DEVICE_INFO_SIZE: Final = 24
 
 #: One request of read_many. Fields: device, status, offset, buffer, length.
 READ_REQUEST_FORMAT: Final = "<IiQQQ"
@@ -105,13 +105,13 @@ BUDGET_SIZE: Final = 32
 CONTROL_BLOCK_FORMAT: Final = "<IIq6Q"
 CONTROL_BLOCK_SIZE: Final = 64
 
-#: A device in the boot page. Fields: length, flags, block_size.
-BOOT_DEVICE_FORMAT: Final = "<QII"
-BOOT_DEVICE_SIZE: Final = 16
+#: A device in the boot page. Fields: length, flags, block_size, allocated.
+BOOT_DEVICE_FORMAT: Final = "<QIIQ"
+BOOT_DEVICE_SIZE: Final = 24
 
 #: Written by the host before each run. Fields: magic, operation_entry, request, request_length, arena_size, log_level, progress, device_count, reserved, devices.
-BOOT_INFO_FORMAT: Final = "<QQQQQIIIIQIIQIIQIIQIIQIIQIIQIIQIIQIIQIIQIIQIIQIIQIIQIIQIIQII"
-BOOT_INFO_SIZE: Final = 328
+BOOT_INFO_FORMAT: Final = "<5Q4IQ2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2IQ"
+BOOT_INFO_SIZE: Final = 464
 
 #: Entries of the call table in order, with the minor version that brought each.
 ENTRIES: Final = (

@@ -78,11 +78,12 @@ pub const Pointer = extern struct {
     address: u64,
 };
 
-/// What a block device is.
+/// What a block device is. `allocated` is what the host's file system has allocated for it, in bytes.
 pub const DeviceInfo = extern struct {
     length: u64,
     flags: u32,
     block_size: u32,
+    allocated: u64,
 };
 
 /// One request of read_many.
@@ -131,6 +132,7 @@ pub const BootDevice = extern struct {
     length: u64,
     flags: u32,
     block_size: u32,
+    allocated: u64,
 };
 
 /// Written by the host before each run.
@@ -165,7 +167,7 @@ pub const Table = extern struct {
     request: *const fn (out_pointer: ?[*]Pointer) callconv(.c) i64,
     /// Since 1.0. How many block devices this machine has.
     device_count: *const fn () callconv(.c) i64,
-    /// Since 1.0. Exact length in bytes, flags and block size of a device.
+    /// Since 1.0. Exact length in bytes, flags, block size and allocated bytes of a device.
     device_info: *const fn (device: u32, out: ?[*]DeviceInfo) callconv(.c) i64,
     /// Since 1.0. Read exactly `length` bytes at byte `offset`. Past the end of the device: RANGE, nothing read.
     read: *const fn (device: u32, offset: u64, buffer: ?*anyopaque, length: u64) callconv(.c) i64,

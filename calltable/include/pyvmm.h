@@ -73,11 +73,12 @@ struct pyvmm_pointer {
     uint64_t address;
 };
 
-/* What a block device is. */
+/* What a block device is. `allocated` is what the host's file system has allocated for it, in bytes. */
 struct pyvmm_device_info {
     uint64_t length;
     uint32_t flags;
     uint32_t block_size;
+    uint64_t allocated;
 };
 
 /* One request of read_many. */
@@ -126,6 +127,7 @@ struct pyvmm_boot_device {
     uint64_t length;
     uint32_t flags;
     uint32_t block_size;
+    uint64_t allocated;
 };
 
 /* Written by the host before each run. */
@@ -161,7 +163,7 @@ struct pyvmm_table {
     int64_t (*request)(struct pyvmm_pointer *out_pointer);
     /* Since 1.0. How many block devices this machine has. */
     int64_t (*device_count)(void);
-    /* Since 1.0. Exact length in bytes, flags and block size of a device. */
+    /* Since 1.0. Exact length in bytes, flags, block size and allocated bytes of a device. */
     int64_t (*device_info)(uint32_t device, struct pyvmm_device_info *out);
     /* Since 1.0. Read exactly `length` bytes at byte `offset`. Past the end of the device: RANGE, nothing read. */
     int64_t (*read)(uint32_t device, uint64_t offset, void *buffer, uint64_t length);

@@ -28,6 +28,7 @@ pub fn open(index: usize) block.DeviceError!block.Device {
         .vtable = &vtable,
         .length = info[0].length,
         .read_only = info[0].flags & calltable.device_read_only != 0,
+        .allocated = info[0].allocated,
     };
 }
 

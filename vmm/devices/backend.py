@@ -89,6 +89,10 @@ class FileBackend:
             out |= DEVICE_HAS_BLOCK_STATUS
         return out
 
+    def allocated(self) -> int:
+        """Bytes that the file system has allocated for the file."""
+        return os.fstat(self.fd).st_blocks * 512
+
     def _has_status(self) -> bool:
         if self._status is None:
             try:

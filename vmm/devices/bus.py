@@ -87,11 +87,11 @@ class Bus:
             return 0
         raise ProtocolViolation(f"a read of {size} bytes from {address:#x}, where no register is")
 
-    def boot_devices(self) -> tuple[tuple[int, int, int], ...]:
-        """For the boot page: length, flags and block size of each device."""
+    def boot_devices(self) -> tuple[tuple[int, int, int, int], ...]:
+        """For the boot page: length, flags, block size and allocated bytes of each device."""
         return tuple(
-            (block.backend.length, block.backend.flags(), block.backend.block_size) if block.backend else (0, 0, 0)
-            for block in self.blocks
+            (backend.length, backend.flags(), backend.block_size, backend.allocated()) if backend else (0, 0, 0, 0)
+            for backend in (block.backend for block in self.blocks)
         )
 
     def device_lengths(self) -> tuple[int, ...]:

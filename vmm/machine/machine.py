@@ -253,7 +253,7 @@ class Machine:
 
     def _write_boot_page(self, job: Job) -> None:
         devices = list(self.bus.boot_devices())
-        devices += [(0, 0, 0)] * (MAX_DEVICES - len(devices))
+        devices += [(0, 0, 0, 0)] * (MAX_DEVICES - len(devices))
         length = len(job.request)
         page = _BOOT.pack(
             BOOT_MAGIC,
