@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm.boundary import Runner
+
 USAGE = """\
 usage: pyvmm run OPERATION [options] FILE...
        pyvmm doctor [--output human|json]
@@ -32,7 +34,7 @@ Exit status: 0 fine; 1 could not do it; check: 2 corruption, 3 leaks only, 63 th
 """
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str], runner: Runner | None) -> int:
     command = words[0] if words else "--help"
     if command in ("-h", "--help", "help"):
         out(USAGE)
@@ -45,7 +47,7 @@ def _dispatch(words: list[str]) -> int:
     if command == "run":
         from vmm.cli.run import run_command
 
-        return run_command(words[1:])
+        return run_command(words[1:], runner)
     if command == "doctor":
         from vmm.cli.doctor import doctor_command
 
@@ -53,14 +55,15 @@ def _dispatch(words: list[str]) -> int:
     raise UsageError(f"There is no command '{command}'; see `pyvmm --help`")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> int:
     """Run the command; answers its exit status and never raises.
 
     :param argv: arguments without the program's name; None: the process's own.
+    :param runner: runs the jobs of ``run`` and stays open; None: a machine of this command's own.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        return _dispatch(words, runner)
     except VmmError as error:
         return _report(words, error)
     except KeyboardInterrupt:

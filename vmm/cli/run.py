@@ -25,9 +25,10 @@ _LOG_LEVELS = ("", "error", "warning", "info", "debug")
 _LOG_INFO, _LOG_DEBUG = 3, 4
 
 
-def run_command(words: list[str]) -> int:
+def run_command(words: list[str], runner: Runner | None = None) -> int:
     """Run what the words say; answers the exit status.
 
+    :param runner: runs the jobs and stays open; None: a machine of this command's own.
     :raises UsageError: the words make no sense.
     :raises VmmError: nothing could be run at all.
     """
@@ -52,7 +53,7 @@ def run_command(words: list[str]) -> int:
     runoptions.refuse_unsupported(arguments)
     if not foreign and any(text in ("help", "?") for text in arguments.all("options")):
         return _options_help(operation, arguments)
-    command = Command(operation, arguments)
+    command = Command(operation, arguments, runner)
     try:
         return command.run()
     finally:
@@ -66,18 +67,17 @@ def _options_help(operation: str, arguments: Arguments) -> int:
     return EXIT_OK
 
 
-def _new_runner(arguments: Arguments) -> Runner:
+def _new_runner(arguments: Arguments, *, warm: bool) -> Runner:
     """The machine; imported here, so that a mistake in the words is told without it."""
     from vmm.machine.runner import MachineRunner
 
-    path = arguments.get("kvm")
-    return MachineRunner() if path is None else MachineRunner(kvm_path=path)
+    return MachineRunner(warm=warm, kvm_path=arguments.get("kvm") or "/dev/kvm")
 
 
 class Command:
     """One ``pyvmm run`` with its runner, which lives until the last file is done."""
 
-    def __init__(self, operation: str, arguments: Arguments) -> None:
+    def __init__(self, operation: str, arguments: Arguments, runner: Runner | None = None) -> None:
         self.operation = operation
         self.arguments = arguments
         self.json = runoptions.output_format(arguments) == "json"
@@ -90,7 +90,8 @@ class Command:
         op_elf = arguments.get("op-elf")
         verbosity = arguments.count("verbose")
         self.progress = Progress(asked="progress" in arguments)
-        self.runner = _new_runner(arguments)
+        self.runner = _new_runner(arguments, warm=self.many) if runner is None else runner
+        self._own_runner = runner is None
         self.session = Session(
             self.runner,
             limits=limits,
@@ -117,7 +118,8 @@ class Command:
     def close(self) -> None:
         """Give up the machine and the progress line."""
         self.progress.finish()
-        self.runner.close()
+        if self._own_runner:
+            self.runner.close()
 
     def run(self) -> int:
         """Every file; the worst status is the command's."""

@@ -1,0 +1,337 @@
+"""Runs through a runner that plays canned events: requests, typed reports, every way to fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import vmm
+from calltable.messages import Check, CheckFinding, Create, CreateOption, Error, Info, InfoSnapshot, Measure
+from tests.unit.fake import FakeRunner
+from vmm.boundary import Failure, FailureKind, Job, Limits, LogEvent, ProgressEvent
+from vmm.operations import session as session_module
+from vmm.operations.cbor import decode, encode
+from vmm.operations.check import check
+from vmm.operations.create import create
+from vmm.operations.foreign import is_path, load_elf, run_foreign
+from vmm.operations.info import combine_path, info
+from vmm.operations.measure import measure
+from vmm.operations.session import Session
+
+MEASURE = Measure(required=1, fully_allocated=2, target="qcow2", virtual_size=3, format="raw")
+INFO = Info(format="raw", virtual_size=512, file_length=512, dirty_flag=False)
+CREATE = Create(format="raw", virtual_size=512, file_length=4, options=(CreateOption(name="size", value="512"),))
+CHECK = Check(format="qcow2", file_length=512, check_errors=0, corruptions=0, leaks=0, findings_omitted=0)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "image"
+    path.write_bytes(b"x" * 1000)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No guest is needed here."""
+    monkeypatch.setattr(session_module, "load_operation", lambda name: name.encode())
+
+
+def test_measure(image: str) -> None:
+    runner = FakeRunner(MEASURE)
+    report = measure(Session(runner), image, target="qcow2", options={"cluster_size": "4k"})
+    assert (report.filename, report.required, report.fully_allocated, report.bitmaps) == (image, 1, 2, None)
+    assert (report.target, report.virtual_size, report.format, report.exit_status) == ("qcow2", 3, "raw", 0)
+    (job,) = runner.jobs
+    assert job.elf == b"measure"
+    assert decode(job.request) == {"target": "qcow2", "options": {"cluster-size": 4096}}
+    (device,) = job.devices
+    assert (device.length, device.read_only) == (1000, True)
+
+
+def test_measure_by_size() -> None:
+    runner = FakeRunner(MEASURE)
+    assert measure(Session(runner), size="1M").filename is None
+    assert runner.jobs[0].devices == ()
+    assert decode(runner.jobs[0].request) == {"target": "raw", "size": 1 << 20}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"path": "x", "size": 1}, {"size": 1, "format": "raw"}, {"size": -1}, {"size": "1", "options": {"x": "y"}}],
+)
+def test_measure_usage(arguments: dict[str, object]) -> None:
+    runner = FakeRunner(MEASURE)
+    with pytest.raises(vmm.UsageError):
+        measure(Session(runner), **arguments)  # type: ignore[arg-type]
+    assert runner.jobs == []
+
+
+def test_info_collects_lists(image: str) -> None:
+    snapshot = InfoSnapshot(id="1", name="s", vm_state_size=0, date_sec=1, date_nsec=2, vm_clock_sec=3, vm_clock_nsec=4)
+    report = info(Session(FakeRunner(snapshot, snapshot, INFO)), image)
+    assert report.snapshots == (snapshot, snapshot)
+    assert (report.format, report.virtual_size, report.bitmaps) == ("raw", 512, ())
+    assert report.actual_size == os.stat(image).st_blocks * 512
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "full"),
+    [
+        ("a.qcow2", "b", "b"),
+        ("/x/a.qcow2", "b", "/x/b"),
+        ("x/a.qcow2", "../b", "x/../b"),
+        ("x/a.qcow2", "/b", "/b"),
+        ("x/a.qcow2", "nbd:h:1", "nbd:h:1"),
+        ("x/a.qcow2", "json:{}", "json:{}"),
+        ("x/a.qcow2", "d/e:f", "x/d/e:f"),
+    ],
+)
+def test_combine_path(base: str, name: str, full: str) -> None:
+    assert combine_path(base, name) == full
+
+
+def finding(kind: str, count: int = 1) -> CheckFinding:
+    return CheckFinding(kind=kind, message="m", count=count)
+
+
+@pytest.mark.parametrize(
+    ("counters", "findings", "status"),
+    [
+        ({}, [], 0),
+        ({"leaks": 2}, [finding("leak", 2)], 3),
+        ({"leaks": 1, "corruptions": 1}, [finding("leak"), finding("corruption")], 2),
+        ({"corruptions": 1, "check_errors": 1}, [finding("corruption"), finding("check-error")], 1),
+        ({}, [finding("note")], 0),
+        ({"leaks": 5, "findings_omitted": 3}, [finding("leak")], 3),
+    ],
+)
+def test_check(image: str, counters: dict[str, int], findings: list[CheckFinding], status: int) -> None:
+    fields = CHECK.as_fields() | {key.replace("_", "-"): value for key, value in counters.items()}
+    runner = FakeRunner(*findings, Check.from_fields(fields), status=status)
+    report = check(Session(runner), image)
+    assert report.exit_status == status
+    assert report.findings == tuple(findings)
+    assert report.clean is (status == 0)
+
+
+def test_check_that_contradicts_itself(image: str) -> None:
+    with pytest.raises(vmm.GuestFailedError, match="counted 0 for leak and reported 1"):
+        check(Session(FakeRunner(finding("leak"), CHECK)), image)
+
+
+def write(data: bytes) -> Callable[[Job], None]:
+    def act(job: Job) -> None:
+        for device in job.devices:
+            os.pwrite(device.fd, data, 0)
+
+    return act
+
+
+def test_create(tmp_path: Path) -> None:
+    runner = FakeRunner(CREATE)
+    runner.act = write(b"made")
+    target = tmp_path / "new"
+    report = create(Session(runner), str(target), "raw", size="1k", unix_time=7, uuid=bytes(16))
+    assert target.read_bytes() == b"made"
+    assert report.options == (("size", "512"),)
+    assert decode(runner.jobs[0].request) == {"format": "raw", "size": 1024, "unix-time": 7, "uuid": bytes(16)}
+
+
+def test_create_gives_time_and_identity(tmp_path: Path) -> None:
+    runner = FakeRunner(CREATE)
+    for name in "ab":
+        create(Session(runner), str(tmp_path / name), "vpc", size=1)
+    first, second = (decode(job.request) for job in runner.jobs)
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert first["uuid"] != second["uuid"]
+    assert isinstance(first["unix-time"], int)
+    assert first["unix-time"] > 1 << 30
+
+
+def test_create_with_data_file(tmp_path: Path) -> None:
+    runner = FakeRunner(CREATE)
+    runner.act = write(b"both")
+    data = tmp_path / "data"
+    create(Session(runner), str(tmp_path / "new"), "qcow2", size=1, options={"data_file": str(data)})
+    assert len(runner.jobs[0].devices) == 2
+    assert data.read_bytes() == b"both"
+
+
+@pytest.mark.parametrize(
+    ("runner", "error"),
+    [
+        (FakeRunner(Error(code="unsupported", message="no"), status=1), vmm.RefusedError),
+        (FakeRunner(CREATE, status=9), vmm.GuestFailedError),
+        (FakeRunner(), vmm.GuestFailedError),
+        (FakeRunner(failure=Failure(FailureKind.PANIC, "boom")), vmm.GuestFailedError),
+    ],
+)
+def test_create_that_fails_leaves_what_was_there(tmp_path: Path, runner: FakeRunner, error: type[Exception]) -> None:
+    target = tmp_path / "out"
+    target.write_bytes(b"old")
+    runner.act = write(b"half")
+    with pytest.raises(error):
+        create(Session(runner), str(target), size=1)
+    with pytest.raises(error):
+        create(Session(runner), str(tmp_path / "new"), "qcow2", size=1, options={"data_file": str(tmp_path / "data")})
+    assert target.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_create_size_twice(tmp_path: Path) -> None:
+    with pytest.raises(vmm.UsageError, match="only once"):
+        create(Session(FakeRunner(CREATE)), str(tmp_path / "x"), size=1, options={"size": "2"})
+
+
+def failed(kind: FailureKind, **facts: object) -> FakeRunner:
+    return FakeRunner(failure=Failure(kind, "what \x1b[2J happened", **facts))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("runner", "error", "status"),
+    [
+        (failed(FailureKind.PANIC), vmm.GuestFailedError, 70),
+        (failed(FailureKind.PAGE_FAULT), vmm.GuestFailedError, 70),
+        (failed(FailureKind.EXCEPTION), vmm.GuestFailedError, 70),
+        (failed(FailureKind.TRIPLE_FAULT), vmm.GuestFailedError, 70),
+        (failed(FailureKind.PROTOCOL), vmm.GuestFailedError, 70),
+        (failed(FailureKind.LIMIT, limit="timeout", limit_value=0.5), vmm.LimitReachedError, 75),
+        (failed(FailureKind.LIMIT, limit="max-read", limit_value=4096.0), vmm.LimitReachedError, 75),
+        (failed(FailureKind.IO, device=0, errno=5), vmm.FileError, 1),
+        (failed(FailureKind.KVM), vmm.KvmError, 69),
+    ],
+)
+def test_failures(image: str, runner: FakeRunner, error: type[vmm.VmmError], status: int) -> None:
+    with pytest.raises(error) as caught:
+        info(Session(runner), image)
+    assert caught.value.exit_status == status
+    assert caught.value.failure == runner.failure
+    assert caught.value.message == "what \\x1b[2J happened"
+    assert caught.value.details["file"] == image
+
+
+@pytest.mark.parametrize(
+    ("runner", "text"),
+    [
+        (FakeRunner(), "did not answer and ended with status 0"),
+        (FakeRunner(INFO, status=1), "emitted info and ended with status 1"),
+        (FakeRunner(INFO, INFO), "emitted info after info"),
+        (FakeRunner(INFO, Error(code="io", message="late")), "emitted error after info"),
+        (FakeRunner(MEASURE), "emitted measure, which is no message of this operation"),
+        (FakeRunner(b"\xff"), "cannot be decoded"),
+        (FakeRunner(encode(["info", {}])), "against the contract"),
+    ],
+)
+def test_guests_that_break_the_contract(image: str, runner: FakeRunner, text: str) -> None:
+    with pytest.raises(vmm.GuestFailedError, match=text):
+        info(Session(runner), image)
+
+
+def test_too_many_messages(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MAX_KEPT", 10)
+    note = finding("note")
+    with pytest.raises(vmm.GuestFailedError, match="more than 10 messages"):
+        check(Session(FakeRunner(*[note] * 11, CHECK)), image)
+    assert len(check(Session(FakeRunner(*[note] * 10, CHECK)), image).findings) == 10
+
+
+def test_refusal(image: str) -> None:
+    error = Error(code="out-of-bounds", message="L1 \x07table", format="qcow2", offset=70254592, limit=65536)
+    with pytest.raises(vmm.RefusedError) as caught:
+        info(Session(FakeRunner(error, status=1)), image)
+    assert caught.value.as_dict() == {
+        "code": "refused",
+        "message": "L1 \\x07table",
+        "guest-code": "out-of-bounds",
+        "file": image,
+        "format": "qcow2",
+        "offset": 70254592,
+        "limit": 65536,
+    }
+
+
+def test_no_checks(image: str) -> None:
+    runner = FakeRunner(Error(code="no-checks", message="This image format does not support checks"), status=1)
+    with pytest.raises(vmm.NoChecksError) as caught:
+        check(Session(runner), image)
+    assert caught.value.exit_status == 63
+
+
+def test_log_progress_and_limits(image: str) -> None:
+    lines: list[tuple[int, str]] = []
+    steps: list[tuple[int, int]] = []
+    runner = FakeRunner(LogEvent(2, b"a\x1b\xff"), ProgressEvent(1, 2), MEASURE)
+    session = Session(
+        runner,
+        limits=Limits(timeout=3),
+        log_level=4,
+        on_log=lambda level, text: lines.append((level, text)),
+        on_progress=lambda done, total: steps.append((done, total)),
+        elf=b"another",
+    )
+    measure(session, image, target="qcow2")
+    assert lines == [(2, "a\\x1b\\xff")]
+    assert steps == [(1, 2)]
+    (job,) = runner.jobs
+    assert (job.elf, job.limits.timeout, job.log_level, job.progress) == (b"another", 3, 4, True)
+    measure(Session(runner), image, target="qcow2")
+    assert (runner.jobs[1].log_level, runner.jobs[1].progress) == (0, False)
+
+
+def test_request_that_is_not_utf_8(image: str) -> None:
+    with pytest.raises(vmm.UsageError, match="not UTF-8"):
+        info(Session(FakeRunner(INFO)), image, format="\udcff")
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"), [("./count", True), ("/x", True), ("count.elf", True), ("info", False), ("elf", False)]
+)
+def test_what_names_an_elf(word: str, answer: bool) -> None:
+    assert is_path(word) is answer
+
+
+def test_foreign(image: str, tmp_path: Path) -> None:
+    elf = tmp_path / "op.elf"
+    elf.write_bytes(b"ELF of some kind")
+    got: list[tuple[str, object]] = []
+    runner = FakeRunner(encode(["count", {"zeroes": 7, "list": [1, {"a": None}]}]), status=5)
+    report = run_foreign(
+        Session(runner),
+        load_elf(str(elf)),
+        "op.elf",
+        [image],
+        lambda name, fields: got.append((name, fields)),
+        options={"a": "1", "b": None},
+    )
+    assert got == [("count", {"zeroes": 7, "list": [1, {"a": None}]})]
+    assert (report.status, report.exit_status, report.messages) == (5, 1, 1)
+    (job,) = runner.jobs
+    assert job.elf == b"ELF of some kind"
+    assert decode(job.request) == {"operation": "op.elf", "options": {"a": "1", "b": True}}
+    with pytest.raises(vmm.RefusedError, match="so"):
+        run_foreign(Session(FakeRunner(Error(code="mine", message="so"))), b"", "x", [image], lambda *_: None)
+
+
+def test_load_elf_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty.elf").touch()
+    with pytest.raises(vmm.FileError, match="is empty"):
+        load_elf(str(tmp_path / "empty.elf"))
+    with pytest.raises(vmm.FileError, match="No such file"):
+        load_elf(str(tmp_path / "missing.elf"))
+    monkeypatch.setattr("vmm.operations.foreign.MAX_ELF", 3)
+    (tmp_path / "large.elf").write_bytes(b"1234")
+    with pytest.raises(vmm.OperationLoadError, match="4 bytes, at most 3"):
+        load_elf(str(tmp_path / "large.elf"))
+
+
+def test_empty_image(tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    path.touch()
+    with pytest.raises(vmm.FileError, match="is empty"):
+        check(Session(FakeRunner(CHECK)), str(path))
+    assert measure(Session(FakeRunner(MEASURE)), str(path), format="raw").required == 1
