@@ -7,27 +7,41 @@
 
 const std = @import("std");
 
-/// One argument, whatever its type was.
-const Argument = union(enum) {
-    unsigned: u64,
-    signed: i64,
-    text: []const u8,
-};
+/// One argument, whatever its type was: a magnitude and whether it is negative, or address and length of a text.  Which
+/// of the two is in the format string.  Two words, because hundreds of calls build these.
+pub const Argument = extern struct { first: u64, second: u64 = 0 };
 
 /// Fill `buffer` with the sentence; answers the used part.  A sentence that does not fit ends in "...".
-pub fn write(buffer: []u8, comptime format: []const u8, arguments: anytype) []const u8 {
-    comptime check(format, @typeInfo(@TypeOf(arguments)).@"struct".fields);
-    var list: [arguments.len]Argument = undefined;
-    inline for (&list, arguments) |*item, argument| item.* = pack(argument);
-    return fill(buffer, format, &list);
+pub inline fn write(buffer: []u8, comptime format: []const u8, arguments: anytype) []const u8 {
+    return fill(buffer, format, &pack(format, arguments));
 }
 
-fn pack(argument: anytype) Argument {
-    return switch (@typeInfo(@TypeOf(argument))) {
-        .int => |info| if (info.signedness == .signed) .{ .signed = argument } else .{ .unsigned = argument },
-        .comptime_int => if (argument < 0) .{ .signed = argument } else .{ .unsigned = argument },
-        else => .{ .text = argument },
+/// The arguments of `format`, checked against it.
+pub inline fn pack(comptime format: []const u8, arguments: anytype) [arguments.len]Argument {
+    comptime check(format, @typeInfo(@TypeOf(arguments)).@"struct".fields);
+    return switch (arguments.len) {
+        0 => .{},
+        1 => .{packOne(arguments[0])},
+        2 => .{ packOne(arguments[0]), packOne(arguments[1]) },
+        3 => .{ packOne(arguments[0]), packOne(arguments[1]), packOne(arguments[2]) },
+        4 => .{ packOne(arguments[0]), packOne(arguments[1]), packOne(arguments[2]), packOne(arguments[3]) },
+        5 => .{ packOne(arguments[0]), packOne(arguments[1]), packOne(arguments[2]), packOne(arguments[3]), packOne(arguments[4]) },
+        else => @compileError("more than five arguments for: " ++ format),
     };
+}
+
+inline fn packOne(argument: anytype) Argument {
+    switch (@typeInfo(@TypeOf(argument))) {
+        .int => |info| {
+            if (info.signedness == .unsigned) return .{ .first = argument };
+            return .{ .first = @abs(@as(i64, argument)), .second = @intFromBool(argument < 0) };
+        },
+        .comptime_int => return .{ .first = @abs(argument), .second = @intFromBool(argument < 0) },
+        else => {
+            const text: []const u8 = argument;
+            return .{ .first = @intFromPtr(text.ptr), .second = text.len };
+        },
+    }
 }
 
 fn check(comptime format: []const u8, comptime fields: anytype) void {
@@ -79,7 +93,8 @@ const Output = struct {
     }
 };
 
-noinline fn fill(buffer: []u8, format: []const u8, arguments: []const Argument) []const u8 {
+/// `write` on packed arguments.
+pub noinline fn fill(buffer: []u8, format: []const u8, arguments: []const Argument) []const u8 {
     var output: Output = .{ .buffer = buffer };
     var rest = format;
     for (arguments) |argument| {
@@ -88,16 +103,13 @@ noinline fn fill(buffer: []u8, format: []const u8, arguments: []const Argument) 
         const what = rest[start + 1 .. end];
         output.append(rest[0..start]);
         rest = rest[end + 1 ..];
-        const base: u8 = if (what[0] == 'x') 16 else 10;
-        const width: usize = if (what.len > 1) 8 else 1;
-        switch (argument) {
-            .text => |text| output.append(text),
-            .unsigned => |value| output.number(value, base, width),
-            .signed => |value| {
-                if (value < 0) output.append("-");
-                output.number(@abs(value), base, width);
-            },
+        if (what[0] == 's') {
+            const text: [*]const u8 = @ptrFromInt(argument.first);
+            output.append(text[0..@intCast(argument.second)]);
+            continue;
         }
+        if (argument.second != 0) output.append("-");
+        output.number(argument.first, if (what[0] == 'x') 16 else 10, if (what.len > 1) 8 else 1);
     }
     output.append(rest);
     if (output.cut and buffer.len >= 3) buffer[buffer.len - 3 ..][0..3].* = "...".*;

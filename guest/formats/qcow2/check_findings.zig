@@ -24,13 +24,17 @@ pub const Findings = struct {
     report: *messages.Check,
     sent: [4]u32 = @splat(0),
 
-    pub fn add(self: *Findings, kind: Kind, details: Details, comptime text: []const u8, arguments: anytype) block.Error!void {
+    pub inline fn add(self: *Findings, kind: Kind, details: Details, comptime text: []const u8, arguments: anytype) block.Error!void {
+        const list = block.sentence.pack(text, arguments);
+        return self.addPacked(kind, &details, text, &list);
+    }
+
+    /// One function for all findings: there are many calls of `add`.
+    noinline fn addPacked(self: *Findings, kind: Kind, details: *const Details, text: []const u8, arguments: []const block.sentence.Argument) block.Error!void {
         if (!self.count(kind, details.count)) return;
         var buffer: [384]u8 = undefined;
-        var writer: std.Io.Writer = .fixed(&buffer);
         // A text that does not fit is cut.
-        writer.print(text, arguments) catch {};
-        try self.send(kind, details, writer.buffered());
+        try self.send(kind, details.*, block.sentence.fill(&buffer, text, arguments));
     }
 
     /// Whether the finding should be sent too.
