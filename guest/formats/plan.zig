@@ -123,6 +123,8 @@ pub const Writes = struct {
 
 /// Bytes of content that are collected before the device is asked to write them.
 const staging_size = 256 * 1024;
+/// Bytes that a write may use at least, so that a batch does not end in crumbs.
+const min_room = 4096;
 /// Writes of one batch; what a virtqueue takes at once.
 const batch = 32;
 
@@ -148,12 +150,14 @@ pub fn executeDataFile(planned: *const Plan, device: *block.Device, allocator: s
 }
 
 fn drain(pending: *Writes, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
-    const staging = allocator.alloc(u8, staging_size) catch return error.NoMemory;
+    var wanted: u64 = min_room;
+    for (pending.regions) |region| wanted +|= region.length +| Writes.min_buffer;
+    const staging = allocator.alloc(u8, @intCast(@min(wanted, staging_size))) catch return error.NoMemory;
     var collected: [batch]block.Write = undefined;
     while (true) {
         var count: usize = 0;
         var used: usize = 0;
-        while (count < batch and staging.len - used >= 4096) {
+        while (count < batch and staging.len - used >= min_room) {
             const write = pending.next(staging[used..]) orelse break;
             collected[count] = write;
             count += 1;

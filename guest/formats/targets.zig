@@ -20,11 +20,24 @@ pub const targets = [_]Target{
 /// Formats that qemu-img knows and that are no destination here.
 const others = [_][]const u8{ "vmdk", "vdi", "vhdx", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
 
-/// The destination of this name, for `purpose`.
+pub const Purpose = enum { measure, create };
+
+/// The destinations with only the function that `purpose` calls, so that the other stays out of the operation's ELF.
+fn registry(comptime purpose: Purpose) [targets.len]Target {
+    var kept = targets;
+    for (&kept) |*one| switch (purpose) {
+        .measure => one.plan = undefined,
+        .create => one.measure = undefined,
+    };
+    return kept;
+}
+
+/// The destination of this name; only the function of `purpose` may be called.
 ///
 /// Refuses with `unsupported` for a format that is known, with `invalid_option` for others.
-pub fn byName(context: image.Context, name: []const u8, comptime purpose: enum { measure, create }) error{Refused}!*const Target {
-    for (&targets) |*candidate| if (std.mem.eql(u8, candidate.name, name)) return candidate;
+pub fn byName(comptime purpose: Purpose, context: image.Context, name: []const u8) error{Refused}!*const Target {
+    const kept = comptime registry(purpose);
+    for (&kept) |*candidate| if (std.mem.eql(u8, candidate.name, name)) return candidate;
     for (others) |known| if (std.mem.eql(u8, known, name)) {
         return context.diagnostic.refuse(.unsupported, .{ .format = known }, switch (purpose) {
             .measure => "Block driver '{s}' does not support size measurement",
@@ -46,9 +59,9 @@ test {
 test "known and unknown destinations" {
     var diagnostic: block.Diagnostic = .{};
     const context: image.Context = .{ .allocator = std.testing.allocator, .diagnostic = &diagnostic };
-    try std.testing.expectEqualStrings("vpc", (try byName(context, "vpc", .measure)).name);
-    try std.testing.expectError(error.Refused, byName(context, "vmdk", .measure));
+    try std.testing.expectEqualStrings("vpc", (try byName(.measure, context, "vpc")).name);
+    try std.testing.expectError(error.Refused, byName(.measure, context, "vmdk"));
     try std.testing.expectEqualStrings("Block driver 'vmdk' does not support size measurement", diagnostic.message());
-    try std.testing.expectError(error.Refused, byName(context, "nothing", .create));
+    try std.testing.expectError(error.Refused, byName(.create, context, "nothing"));
     try std.testing.expectEqual(block.Diagnostic.Code.invalid_option, diagnostic.code);
 }

@@ -21,6 +21,9 @@ const format = "qcow2";
 /// Bytes of the version 3 header with the compression type and its padding.
 const v3_header = header.known_length;
 
+/// Bytes; longer names of external data files are refused.
+const max_header = 8192;
+
 const extension = struct {
     const backing_format = 0xe279_2aca;
     const data_file = 0x4441_5441;
@@ -164,7 +167,7 @@ fn appendRefcounts(context: image.Context, out: *std.ArrayList(plans.Region), wa
 /// The header with its extensions and the backing file's name.
 fn headerBytes(context: image.Context, wanted: layout.Parameters, places: Places) block.Error![]const u8 {
     const cluster: usize = @intCast(wanted.clusterSize());
-    const room = context.allocator.alloc(u8, @min(cluster, 4096)) catch return error.NoMemory;
+    const room = context.allocator.alloc(u8, @min(cluster, max_header)) catch return error.NoMemory;
     var out: std.Io.Writer = .fixed(room);
     const name = wanted.backing_file orelse "";
     if (name.len > header.max_backing_name) return context.diagnostic.refuse(
@@ -173,26 +176,25 @@ fn headerBytes(context: image.Context, wanted: layout.Parameters, places: Places
         "qcow2: the backing file's name has {d} bytes, the limit is {d}",
         .{ name.len, header.max_backing_name },
     );
-    writeHeader(&out, wanted, places, name) catch return tooLong(context, cluster);
-    // Names of features are a courtesy, and left out where they do not fit.
-    const end_and_name = 8 + name.len;
-    if (wanted.version >= 3 and room.len - out.end >= 8 + features.table.len + end_and_name) {
-        writeExtension(&out, extension.feature_names, &features.table) catch unreachable;
+    writeHeader(&out, wanted, places, name) catch return tooLong(context, room.len);
+    // The names of features are a courtesy; like qemu-img, leave small clusters to what is needed.
+    if (wanted.version >= 3 and cluster >= 8192) {
+        writeExtension(&out, extension.feature_names, &features.table) catch return tooLong(context, room.len);
     }
-    out.splatByteAll(0, 8) catch return tooLong(context, cluster);
+    out.splatByteAll(0, 8) catch return tooLong(context, room.len);
     if (name.len > 0) {
         std.mem.writeInt(u64, room[8..16], out.end, .big);
-        out.writeAll(name) catch return tooLong(context, cluster);
+        out.writeAll(name) catch return tooLong(context, room.len);
     }
     return room[0..out.end];
 }
 
-fn tooLong(context: image.Context, cluster: usize) error{Refused} {
+fn tooLong(context: image.Context, room: usize) error{Refused} {
     return context.diagnostic.refuse(
         .invalid_option,
-        .{ .format = format, .structure = "header", .limit = cluster },
+        .{ .format = format, .structure = "header", .limit = room },
         "qcow2: the header with the names of other files does not fit {d} bytes",
-        .{@min(cluster, 4096)},
+        .{room},
     );
 }
 

@@ -1,0 +1,117 @@
+//! Measure and create on the host, with the code of the guest but without a machine: for comparing with qemu-img at speed.
+//!
+//!     plan_tool measure TARGET (size=N | file=PATH [format=NAME]) [option=value ...]
+//!     plan_tool create FORMAT PATH size=N [unix-time=N] [option=value ...]
+//!
+//! Prints one line of JSON.  Options are the fields of `create-options` with underscores.
+
+const std = @import("std");
+const block = @import("block");
+const messages = @import("messages");
+const formats = @import("formats");
+const FileDevice = @import("file_device.zig").FileDevice;
+
+const targets = formats.targets;
+
+const Arguments = struct {
+    options: messages.CreateOptions = .{},
+    size: ?u64 = null,
+    file: ?[:0]const u8 = null,
+    data: ?[:0]const u8 = null,
+    format: ?[]const u8 = null,
+    unix_time: u64 = 0,
+
+    fn parse(words: []const [:0]const u8) !Arguments {
+        var parsed: Arguments = .{};
+        for (words) |word| {
+            const equals = std.mem.findScalar(u8, word, '=') orelse return error.Usage;
+            const name = word[0..equals];
+            const value = word[equals + 1 .. :0];
+            if (std.mem.eql(u8, name, "size")) {
+                parsed.size = try std.fmt.parseInt(u64, value, 10);
+            } else if (std.mem.eql(u8, name, "file")) {
+                parsed.file = value;
+            } else if (std.mem.eql(u8, name, "data")) {
+                parsed.data = value;
+            } else if (std.mem.eql(u8, name, "format")) {
+                parsed.format = value;
+            } else if (std.mem.eql(u8, name, "unix-time")) {
+                parsed.unix_time = try std.fmt.parseInt(u64, value, 10);
+            } else try setOption(&parsed.options, name, value);
+        }
+        return parsed;
+    }
+
+    fn setOption(options: *messages.CreateOptions, name: []const u8, value: []const u8) !void {
+        inline for (@typeInfo(messages.CreateOptions).@"struct".fields) |field| {
+            if (std.mem.eql(u8, name, field.name)) {
+                @field(options, field.name) = switch (field.type) {
+                    ?u64 => try std.fmt.parseInt(u64, value, 10),
+                    ?bool => std.mem.eql(u8, value, "on"),
+                    else => value,
+                };
+                return;
+            }
+        }
+        return error.Usage;
+    }
+};
+
+pub fn main(init: std.process.Init) !void {
+    const allocator = init.arena.allocator();
+    const words = try init.minimal.args.toSlice(allocator);
+    if (words.len < 3) return error.Usage;
+    var diagnostic: block.Diagnostic = .{};
+    const context: formats.image.Context = .{ .allocator = allocator, .diagnostic = &diagnostic };
+    var buffer: [65536]u8 = undefined;
+    var out: std.Io.Writer = .fixed(&buffer);
+    const answer: anyerror!void = if (std.mem.eql(u8, words[1], "measure"))
+        measure(context, words[2..], &out)
+    else
+        create(context, words[2..], &out);
+    answer catch |failure| switch (failure) {
+        error.Refused => {
+            out.end = 0;
+            try out.print("{f}\n", .{std.json.fmt(.{ .code = @tagName(diagnostic.code), .@"error" = diagnostic.message() }, .{})});
+        },
+        else => return failure,
+    };
+    const text = out.buffered();
+    _ = std.os.linux.write(1, text.ptr, text.len);
+}
+
+fn measure(context: formats.image.Context, words: []const [:0]const u8, out: *std.Io.Writer) !void {
+    const arguments: Arguments = try .parse(words[1..]);
+    const target = try targets.byName(.measure, context, words[0]);
+    var file: FileDevice = undefined;
+    const source: targets.Source = if (arguments.file) |path| blk: {
+        file = try .open(path, .read);
+        const registry = formats.Registry(.measure);
+        const driver = if (arguments.format) |name| try registry.byName(context, name) else try registry.detect(context, file.device());
+        const open = driver.open orelse return formats.refuse(context, driver.name, .measure);
+        break :blk .{ .image = try open(context, file.device()) };
+    } else .{ .size = arguments.size orelse return error.Usage };
+    const sizes = try target.measure(context, source, &arguments.options);
+    try out.print("{f}\n", .{std.json.fmt(sizes, .{})});
+}
+
+fn create(context: formats.image.Context, words: []const [:0]const u8, out: *std.Io.Writer) !void {
+    const arguments: Arguments = try .parse(words[2..]);
+    const target = try targets.byName(.create, context, words[0]);
+    const size = arguments.size orelse return error.Usage;
+    const planned = try target.plan(context, size, &arguments.options, .{ .unix_time = arguments.unix_time });
+    var file: FileDevice = try .open(words[1], .create);
+    var device = file.device();
+    try targets.plan.execute(&planned, &device, context.allocator);
+    if (arguments.data) |path| {
+        var data_file: FileDevice = try .open(path, .create);
+        var data_device = data_file.device();
+        try targets.plan.executeDataFile(&planned, &data_device, context.allocator);
+    }
+    try out.print("{f}\n", .{std.json.fmt(.{
+        .virtual_size = planned.virtual_size,
+        .file_length = planned.file_length,
+        .cluster_size = planned.cluster_size,
+        .options = planned.options,
+    }, .{})});
+}
