@@ -77,7 +77,9 @@ def descriptor_page() -> bytes:
     _ENTRY.pack_into(page, gdt + TASK + 8, _TSS >> 32)
     for vector in range(VECTORS):
         stub = STUBS + vector * STUB_SIZE
-        stack = 1 if vector == DOUBLE_FAULT else 0
+        # Always a stack of the table's: the one in use may be the guest's even in ring 0, after a `syscall` on hosts
+        # that do not enforce EFER.SCE.
+        stack = 2 if vector == DOUBLE_FAULT else 1
         # Ring 3 may raise a breakpoint with an instruction, and no other vector.
         gate = 0x8E | (3 << 5 if vector == BREAKPOINT else 0)
         _GATE.pack_into(
@@ -85,7 +87,8 @@ def descriptor_page() -> bytes:
         )
     tss = _TSS - DESCRIPTORS
     _ENTRY.pack_into(page, tss + 4, KERNEL_STACK_TOP)
-    _ENTRY.pack_into(page, tss + 36, DOUBLE_FAULT_STACK)
+    _ENTRY.pack_into(page, tss + 36, KERNEL_STACK_TOP)
+    _ENTRY.pack_into(page, tss + 44, DOUBLE_FAULT_STACK)
     # The I/O permission map starts past the limit: no port is allowed.
     page[tss + 102 : tss + 104] = _TSS_SIZE.to_bytes(2, "little")
     return bytes(page)

@@ -41,7 +41,7 @@ SYSTEM_END = SYSTEM_BASE + SYSTEM_SIZE
 #: End of memslot 0.
 RAM_END = COLD_BASE
 STACK_TOP = STACK_BASE + STACK_SIZE
-#: The second interrupt stack, for the double fault, is the lower half of the page.
+#: The interrupt stack of the double fault is the lower half of the page.
 KERNEL_STACK_TOP = KERNEL_STACK_BASE + KERNEL_STACK_SIZE
 DOUBLE_FAULT_STACK = KERNEL_STACK_BASE + KERNEL_STACK_SIZE // 2
 
