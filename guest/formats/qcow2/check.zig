@@ -42,7 +42,8 @@ pub const Checker = struct {
         if (offset > std.math.maxInt(i64) - length)
             return self.context.diagnostic.refuse(.out_of_bounds, .{ .format = format, .offset = offset, .value = length }, "qcow2: check failed: a structure of {d} bytes is said to lie at byte {d}", .{ length, offset });
         const end = offset + length;
-        if (end >= self.device.length +| cluster_size)
+        // QEMU rounds a file's length up to whole sectors.
+        if (end >= std.mem.alignForward(u64, self.device.length, 512) + cluster_size)
             return self.findings.add(.corruption, .{ .count = times, .offset = offset, .value = length, .expected = self.device.length }, "reference to a region that exceeds the end of the file by one cluster or more: offset 0x{x} size 0x{x}", .{ offset, length });
         var cluster = offset >> self.header.cluster_bits;
         const last = (end - 1) >> self.header.cluster_bits;
