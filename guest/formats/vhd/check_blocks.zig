@@ -195,8 +195,8 @@ const Walk = struct {
 
     /// On a dynamic disk a clear bit makes a sector read as zero for some readers and as data for others (qemu).
     fn bitmaps(self: *Walk, context: image.Context, placed: []const u64) block.Error!void {
-        if (self.parts.differencing or placed.len == 0) return;
         const layout = self.parts.layout;
+        if (self.parts.differencing or placed.len == 0 or layout.bitmap_size == 0) return;
         // As many bitmaps at a time as 64 KiB hold, and as one exit serves.
         const per_batch: usize = @max(1, @min(32, 65536 / layout.bitmap_size));
         const room = context.allocator.alloc(u8, per_batch * layout.bitmap_size) catch return error.NoMemory;

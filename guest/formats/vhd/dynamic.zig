@@ -180,10 +180,10 @@ pub const Layout = struct {
     }
 };
 
-/// A bit a sector, rounded up to whole sectors.
+/// A bit a sector, rounded up to whole sectors.  Blocks below 4096 bytes have no bitmap at all: the specification does
+/// not think of them, and qemu rounds the bits down to bytes first.
 pub fn bitmapSize(block_size: u32) u32 {
-    const bytes = std.math.divCeil(u32, block_size / sector, 8) catch unreachable;
-    return std.mem.alignForward(u32, bytes, sector);
+    return std.mem.alignForward(u32, block_size / (8 * sector), sector);
 }
 
 fn place(structure: []const u8, offset: u64) block.Diagnostic.Details {
@@ -203,7 +203,7 @@ pub const Table = struct {
     const window_entries = 32 * 1024;
 
     pub fn init(context: image.Context, device: block.Device, layout: Layout) block.Error!Table {
-        const entries = @min(layout.table_entries, window_entries);
+        const entries: usize = @min(layout.table_entries, window_entries);
         const window = context.allocator.alloc(u8, entries * 4) catch return error.NoMemory;
         return .{ .device = device, .layout = layout, .window = window };
     }

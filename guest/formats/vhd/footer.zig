@@ -131,7 +131,7 @@ pub const SizeRule = enum { chs, current_size };
 /// for one of the others.
 fn rule(creator: *const [4]u8, qemu_major: u32) SizeRule {
     const virtual_pc = [_]*const [4]u8{ "vpc ", "qemu" };
-    const others = [_]*const [4]u8{ "win ", "qem2", "d2v\x00", "tap\x00", "CTXS" };
+    const others = [_]*const [4]u8{ "win ", "qem2", "d2v ", "tap\x00", "CTXS" };
     for (virtual_pc) |name| if (std.mem.eql(u8, name, creator)) return .chs;
     for (others) |name| if (std.mem.eql(u8, name, creator)) return .current_size;
     return if (qemu_major >= 10) .current_size else .chs;

@@ -13,14 +13,14 @@ const footers = @import("footer.zig");
 pub const Segments = struct {
     table: dynamic.Table,
     virtual_size: u64,
-    /// Not null on differencing disks: room for one sector bitmap.
+    /// Not null on differencing disks (whose blocks have bitmaps): room for one of them.
     bitmap: ?[]u8,
     /// Block whose bitmap is loaded.
     loaded: ?u32 = null,
 
     pub fn init(context: image.Context, table: dynamic.Table, virtual_size: u64, differencing: bool) block.Error!Segments {
         var bitmap: ?[]u8 = null;
-        if (differencing) {
+        if (differencing and table.layout.bitmap_size > 0) {
             bitmap = context.allocator.alloc(u8, table.layout.bitmap_size) catch return error.NoMemory;
         }
         return .{ .table = table, .virtual_size = virtual_size, .bitmap = bitmap };
