@@ -22,7 +22,13 @@ pub const FileDevice = struct {
     /// The view that formats take; valid while `self` stays where it is.
     pub fn device(self: *FileDevice) block.Device {
         const end = linux.lseek(self.fd, 0, linux.SEEK.END);
-        return .{ .context = self, .vtable = &vtable, .length = end, .read_only = self.read_only };
+        return .{ .context = self, .vtable = &vtable, .length = end, .read_only = self.read_only, .allocated = self.allocated() };
+    }
+
+    fn allocated(self: *FileDevice) ?u64 {
+        var status: linux.Statx = undefined;
+        const done = linux.statx(self.fd, "", linux.AT.EMPTY_PATH, .{ .BLOCKS = true }, &status);
+        return if (linux.errno(done) == .SUCCESS) status.blocks * 512 else null;
     }
 
     const vtable: block.Device.VTable = .{

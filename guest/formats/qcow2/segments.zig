@@ -257,9 +257,22 @@ pub fn openImage(context: image.Context, device: block.Device) block.Error!image
         .virtual_size = segments.virtual_size,
         .cluster_size = opened.header.clusterSize(),
         .has_backing = opened.backing_name != null,
+        .bitmaps = if (opened.header.version >= 3) try bitmapSizes(opened) else null,
         .context = segments,
         .segment_at = segmentAt,
     };
+}
+
+/// What of the bitmaps a measurement needs.
+fn bitmapSizes(opened: open.Opened) block.Error![]const image.Bitmap {
+    const sizes = opened.context.allocator.alloc(image.Bitmap, opened.bitmaps.len) catch
+        return open.noMemory(opened.context, opened.bitmaps.len * @sizeOf(image.Bitmap));
+    for (sizes, opened.bitmaps) |*size, bitmap| size.* = .{
+        .granularity = @as(u64, 1) << bitmap.granularity_bits,
+        .name_length = @intCast(bitmap.name.len),
+        .inconsistent = bitmap.inUse(),
+    };
+    return sizes;
 }
 
 fn segmentAt(context: *anyopaque, start: u64) block.Error!image.Segment {
