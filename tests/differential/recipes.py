@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.differential.oracle import make, qemu_io
+from tests.differential.oracle import make, qemu_img, qemu_io
 from tests.images import qcow2_writer as q
 from tests.images import raw_writer, vhd_writer
 
@@ -295,3 +295,10 @@ def written_qcow2_recipes() -> Iterator[Recipe]:
 def all_recipes() -> list[Recipe]:
     """Every image of the matrix, in a fixed order."""
     return [*raw_recipes(), *vpc_recipes(), *qcow2_recipes()]
+
+
+def probed_as(recipe: Recipe, path: str) -> tuple[str, ...]:
+    """What qemu-img has to be told so that it sees what our detection sees: a fixed VHD is no raw disk."""
+    if recipe.driver == "vpc" and qemu_img("info", "--output=json", path).json["format"] == "raw":
+        return ("-f", "vpc")
+    return ()

@@ -15,6 +15,9 @@ RANDOM = 160
 #: Statuses with which `check` gives counters.
 ANSWERED = (0, 2, 3)
 
+#: docs/differences.json, check-without-key: qemu-img wants the key of an encrypted image before it looks at it.
+OURS_ALONE = ("known-crypt-aes",)
+
 
 def _by_name(recipe: Recipe) -> str:
     return recipe.name
@@ -40,9 +43,16 @@ def test_clean(recipe: Recipe, ours: Ours, images: Images) -> None:
     _compare(recipe, ours, images, "-f", "qcow2")
 
 
-@pytest.mark.parametrize("recipe", list(known_recipes()), ids=_by_name)
+@pytest.mark.parametrize("recipe", [r for r in known_recipes() if r.name not in OURS_ALONE], ids=_by_name)
 def test_known_damage(recipe: Recipe, ours: Ours, images: Images) -> None:
     _compare(recipe, ours, images, "-f", "qcow2")
+
+
+@pytest.mark.parametrize("recipe", [r for r in known_recipes() if r.name in OURS_ALONE], ids=_by_name)
+def test_answers_where_qemu_cannot(recipe: Recipe, ours: Ours, images: Images) -> None:
+    path = str(images.path(recipe))
+    assert qemu_img("check", "-f", "qcow2", path).rc == 1
+    assert ours.run("check", "-f", "qcow2", path).rc in ANSWERED
 
 
 @pytest.mark.parametrize("recipe", list(random_recipes(RANDOM)), ids=_by_name)

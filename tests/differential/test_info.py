@@ -7,11 +7,15 @@ import pytest
 from tests.differential.corruptor import known_recipes
 from tests.differential.oracle import comparable, comparable_text, qemu_img
 from tests.differential.ours import Ours, explain
-from tests.differential.recipes import Images, Recipe, all_recipes, by_writer, raw_recipes, vpc_recipes
+from tests.differential.recipes import Images, Recipe, all_recipes, by_writer, probed_as, raw_recipes, vpc_recipes
 from tests.images import qcow2_writer as q
 from tests.images import vhd_writer
 
 pytestmark = [pytest.mark.kvm, pytest.mark.qemu_img]
+
+
+#: Names in these hold control characters, which qemu-img prints raw and we never do.
+ESCAPED = ("info-snapshot-names", "info-bitmap-names")
 
 
 def _by_name(recipe: Recipe) -> str:
@@ -51,7 +55,7 @@ def test_json(recipe: Recipe, ours: Ours, images: Images) -> None:
     assert kept == [key for key in oracle.json if key in answer.json], "order of keys"
 
 
-@pytest.mark.parametrize("recipe", [*all_recipes()[::2], *_named()[2:]], ids=_by_name)
+@pytest.mark.parametrize("recipe", [*all_recipes()[::2], *(r for r in _named() if r.name not in ESCAPED)], ids=_by_name)
 def test_human_text(recipe: Recipe, ours: Ours, images: Images) -> None:
     common = ["-f", recipe.driver, str(images.path(recipe))]
     answer = ours.run("info", *common)
@@ -59,13 +63,11 @@ def test_human_text(recipe: Recipe, ours: Ours, images: Images) -> None:
     assert comparable_text(answer.stdout) == comparable_text(qemu_img("info", *common).stdout)
 
 
-@pytest.mark.parametrize("recipe", all_recipes()[1::4], ids=_by_name)
+@pytest.mark.parametrize("recipe", [r for r in all_recipes()[1::4] if r.name != "raw-hole-0"], ids=_by_name)
 def test_detected(recipe: Recipe, ours: Ours, images: Images) -> None:
     """Without `-f`.  A fixed VHD is raw for qemu-img's probe and vpc for ours: docs/differences.json, fixed-vhd."""
     path = str(images.path(recipe))
-    found = qemu_img("info", "--output=json", path).json
-    if recipe.driver == "vpc" and found["format"] == "raw":
-        found = qemu_img("info", "-f", "vpc", "--output=json", path).json
+    found = qemu_img("info", *probed_as(recipe, path), "--output=json", path).json
     assert comparable(ours.run("info", "--output=json", path).json) == comparable(found)
 
 

@@ -30,6 +30,7 @@ def _differencing() -> Built:
         vhd_writer.Locator(b"MacX", b"file:///parent.vhd"),
     )
     image = vhd_writer.Vhd(256 * KIB, vhd_writer.DIFFERENCING, 16 * KIB, blocks={1: b"c"}, parent_name="parent.vhd")
+    image.parent_identifier = bytes(range(1, 17))
     image.locators = locators
     return image.build()
 

@@ -15,10 +15,6 @@ from tests.differential.ours import Ours, explain
 pytestmark = pytest.mark.kvm
 
 
-def _empty(path: Path) -> None:
-    path.touch()
-
-
 def _directory(path: Path) -> None:
     path.mkdir()
 
@@ -78,10 +74,11 @@ def test_no_image(kind: str, operation: str, ours: Ours, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("operation", ["info", "measure"])
 def test_empty_file(operation: str, ours: Ours, tmp_path: Path) -> None:
-    """An empty file is a raw disk of no bytes, as for qemu-img."""
+    """Nothing can be detected in nothing; but a raw disk of no bytes is a disk when that is what is meant."""
     path = tmp_path / "image"
-    _empty(path)
-    answer = ours.run(operation, "--output=json", str(path))
+    path.touch()
+    _is_one_clear_error(ours, operation, str(path))
+    answer = ours.run(operation, "-f", "raw", "--output=json", str(path))
     assert answer.rc == 0, explain(answer)
 
 

@@ -16,7 +16,7 @@ from tests.images.qcow2_writer import Built
 
 pytestmark = pytest.mark.kvm
 
-FLIPS = 60
+FLIPS = 160
 
 
 @functools.cache
