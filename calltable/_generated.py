@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 TABLE_MAGIC: Final = 0x3142415454564D50
 TABLE_MAJOR: Final = 0x1

@@ -6,8 +6,10 @@ would cost more than the run itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, ClassVar, NoReturn, Self
 
 UINT_MAX = (1 << 64) - 1
 INT_MIN = -(1 << 63)
@@ -17,16 +19,23 @@ class SchemaError(ValueError):
     """A message does not have the shape that the contract gives it; the text names message, key and what was found."""
 
 
-class Field(NamedTuple):
-    """One field of a message: its key on the wire, its attribute, and what its value must be."""
+class Field:
+    """One field of a message: its key on the wire, its attribute, and what its value must be.
 
-    key: str
-    attribute: str
-    #: uint, int, bool, text, bytes, any, or message (then ``nested`` is its class).
-    kind: str
-    optional: bool
-    many: bool
-    nested: type[Message] | None
+    :param kind: uint, int, bool, text, bytes, any, or message (then ``nested`` is its class).
+    """
+
+    __slots__ = ("attribute", "key", "kind", "many", "nested", "optional")
+
+    def __init__(
+        self, key: str, attribute: str, kind: str, optional: bool, many: bool, nested: type[Message] | None
+    ) -> None:
+        self.key = key
+        self.attribute = attribute
+        self.kind = kind
+        self.optional = optional
+        self.many = many
+        self.nested = nested
 
 
 def _value(message: str, field: Field, value: object) -> object:
@@ -48,7 +57,7 @@ def _value(message: str, field: Field, value: object) -> object:
             return value
     elif kind == "any":
         return value
-    elif isinstance(value, Mapping) and field.nested is not None:
+    elif isinstance(value, dict) and field.nested is not None:
         return field.nested.from_fields(value)
     raise SchemaError(f"{message}: {field.key} is {type(value).__name__}, not {kind}, or out of range")
 

@@ -27,7 +27,7 @@ def _struct_format(definition: Definition, name: str) -> str:
 def constants(definition: Definition) -> str:
     """Constants, and for every record its :mod:`struct` format and size in bytes."""
     out = [_BANNER.format("The numbers that host and guest share."), "\nfrom __future__ import annotations\n"]
-    out.append("\nfrom typing import Final\n\n")
+    out.append("\nTYPE_CHECKING = False\nif TYPE_CHECKING:\n    from typing import Final\n\n")
     for constant in definition.constants:
         if constant.doc:
             out.append(f"#: {constant.doc}\n")
