@@ -950,9 +950,11 @@ class Info(Message):
 class InfoSnapshot(Message):
     """An internal snapshot; keys are qemu-img's.
 
+    ``vm-state-size``: qemu-img's sign: 2^63 and above are negative
+
     ``date-sec``: seconds since 1970
 
-    ``icount``: instructions executed, when recorded
+    ``icount``: instructions executed, when recorded; qemu-img's sign
 
     ``disk-size``: virtual size at the time, when recorded
     """
@@ -962,12 +964,12 @@ class InfoSnapshot(Message):
     FIELDS = (
         Field("id", "id", "text", False, False, None),
         Field("name", "name", "text", False, False, None),
-        Field("vm-state-size", "vm_state_size", "uint", False, False, None),
+        Field("vm-state-size", "vm_state_size", "int", False, False, None),
         Field("date-sec", "date_sec", "uint", False, False, None),
         Field("date-nsec", "date_nsec", "uint", False, False, None),
         Field("vm-clock-sec", "vm_clock_sec", "uint", False, False, None),
         Field("vm-clock-nsec", "vm_clock_nsec", "uint", False, False, None),
-        Field("icount", "icount", "uint", True, False, None),
+        Field("icount", "icount", "int", True, False, None),
         Field("disk-size", "disk_size", "uint", True, False, None),
     )
     id: str

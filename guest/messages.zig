@@ -322,14 +322,15 @@ pub const InfoSnapshot = struct {
 
     id: []const u8,
     name: []const u8,
-    vm_state_size: u64,
+    /// qemu-img's sign: 2^63 and above are negative
+    vm_state_size: i64,
     /// seconds since 1970
     date_sec: u64,
     date_nsec: u64,
     vm_clock_sec: u64,
     vm_clock_nsec: u64,
-    /// instructions executed, when recorded
-    icount: ?u64 = null,
+    /// instructions executed, when recorded; qemu-img's sign
+    icount: ?i64 = null,
     /// virtual size at the time, when recorded
     disk_size: ?u64 = null,
 };

@@ -112,12 +112,12 @@ fn sendSnapshots(opened: open.Opened, sink: image.Sink) block.Error!u64 {
         try sink.emit(messages.InfoSnapshot{
             .id = try utf8(opened.context, snapshot.id),
             .name = try utf8(opened.context, snapshot.name),
-            .vm_state_size = snapshot.vm_state_size,
+            .vm_state_size = @bitCast(snapshot.vm_state_size),
             .date_sec = snapshot.date_sec,
             .date_nsec = snapshot.date_nsec,
             .vm_clock_sec = snapshot.vm_clock_nsec / nanoseconds,
             .vm_clock_nsec = snapshot.vm_clock_nsec % nanoseconds,
-            .icount = snapshot.icount,
+            .icount = if (snapshot.icount) |count| @as(i64, @bitCast(count)) else null,
             .disk_size = snapshot.disk_size,
         });
     }
