@@ -139,4 +139,5 @@ test {
     _ = dynamic;
     _ = @import("segments.zig");
     _ = @import("test_vhd.zig");
+    _ = @import("test_check.zig");
 }
