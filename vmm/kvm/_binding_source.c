@@ -258,3 +258,15 @@ static void pyvmm_disarm(struct pyvmm_timer *timer)
     if (run != NULL)
         run->immediate_exit = 0;
 }
+
+/* The version of Landlock that the kernel offers (Documentation/userspace-api/landlock.rst), or minus an errno. */
+static int pyvmm_landlock_abi(void)
+{
+#ifdef SYS_landlock_create_ruleset
+    long number = SYS_landlock_create_ruleset;
+#else
+    long number = 444;
+#endif
+    long version = syscall(number, NULL, 0, 1u /* LANDLOCK_CREATE_RULESET_VERSION */);
+    return version < 0 ? -errno : (int)version;
+}

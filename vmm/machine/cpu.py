@@ -105,14 +105,16 @@ def stub_page() -> bytes:
     return bytes(page)
 
 
-def set_special_registers(sregs: Any, root: int) -> None:
-    """Fill ``struct kvm_sregs`` for ring 3 in 64-bit mode; what is not named keeps KVM's values.
+def set_special_registers(sregs: Any, root: int, *, ring: int = 3) -> None:
+    """Fill ``struct kvm_sregs`` for 64-bit mode; what is not named keeps KVM's values.
 
     :param root: guest-physical address of the top page table.
+    :param ring: 3; 0 only to measure what that costs.
     """
-    _fill(sregs.cs, USER_CODE, _CODE, 3, long_code=True)
+    code, data = (USER_CODE, USER_DATA) if ring == 3 else (KERNEL_CODE, KERNEL_DATA)
+    _fill(sregs.cs, code, _CODE, ring, long_code=True)
     for segment in (sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs):
-        _fill(segment, USER_DATA, _DATA, 3, long_code=False)
+        _fill(segment, data, _DATA, ring, long_code=False)
     task = sregs.tr
     task.base, task.limit, task.selector, task.type = _TSS, _TSS_SIZE - 1, TASK, _BUSY_TSS64
     task.present, task.dpl, task.db, task.s, task.l, task.g, task.avl, task.unusable = 1, 0, 0, 0, 0, 0, 0, 0
