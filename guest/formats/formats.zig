@@ -87,6 +87,7 @@ pub fn refuse(context: image.Context, name: []const u8, purpose: Purpose) error{
 }
 
 test {
+    _ = qcow2;
     _ = @import("text.zig");
     _ = @import("detect.zig");
     _ = @import("recognised.zig");
