@@ -19,6 +19,8 @@ $(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py
 
 guest: $(VENV)/.ready
 	$(BIN)/python -m tools.build_guests
+	# Also where PYTHONDONTWRITEBYTECODE is set: compiling at every start would cost more than a whole run.
+	$(BIN)/python -m compileall -q vmm calltable
 
 generate:
 	$(PYTHON) -m tools.generate
