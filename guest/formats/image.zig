@@ -40,8 +40,6 @@ pub const Bitmap = struct {
     granularity: u64,
     /// Bytes of its name.
     name_length: u32,
-    /// In use when the image was last closed: its content is worthless.
-    inconsistent: bool = false,
 };
 
 /// An opened image: the virtual disk as a sequence of segments.

@@ -124,7 +124,7 @@ pub fn parameters(context: image.Context, options: *const target.Options, purpos
     if (options.encryption != null) {
         return context.diagnostic.refuse(.unsupported, .{ .format = format }, "qcow2: encryption is not supported", .{});
     }
-    if (options.compat) |text| wanted.version = try version(context, text);
+    if (options.compat) |text| wanted.version = try version(context, text, purpose);
 
     const cluster_size = options.cluster_size orelse 65536;
     if (cluster_size < 1 << header.min_cluster_bits or cluster_size > 1 << header.max_cluster_bits or !std.math.isPowerOfTwo(cluster_size)) {
@@ -150,9 +150,11 @@ pub fn parameters(context: image.Context, options: *const target.Options, purpos
     return wanted;
 }
 
-fn version(context: image.Context, text: []const u8) error{Refused}!u32 {
-    const names = [_]struct { []const u8, u32 }{ .{ "0.10", 2 }, .{ "v2", 2 }, .{ "1.1", 3 }, .{ "v3", 3 } };
-    for (names) |name| if (std.mem.eql(u8, name[0], text)) return name[1];
+/// `measure` does not know the newer names of the levels.
+fn version(context: image.Context, text: []const u8, purpose: Purpose) error{Refused}!u32 {
+    const names = [_]struct { []const u8, u32 }{ .{ "0.10", 2 }, .{ "1.1", 3 }, .{ "v2", 2 }, .{ "v3", 3 } };
+    const known = names[0..if (purpose == .measure) 2 else names.len];
+    for (known) |name| if (std.mem.eql(u8, name[0], text)) return name[1];
     return target.refuseOption(context, format, "qcow2: Invalid compatibility level: '{s}'", .{target.shorten(text)});
 }
 
@@ -229,7 +231,7 @@ test "options are resolved and refused as qemu-img does" {
     }
     const refused_by_create = [_]target.Options{
         .{ .lazy_refcounts = true, .compat = "0.10" },
-        .{ .extended_l2 = true, .compat = "v2" },
+        .{ .extended_l2 = true, .compat = "0.10" },
         .{ .compression_type = "zstd", .compat = "0.10" },
         .{ .compression_type = "lzma" },
         .{ .data_file = "d", .compat = "0.10" },
@@ -244,6 +246,15 @@ test "options are resolved and refused as qemu-img does" {
         _ = try parameters(context, &options, .measure);
         try testing.expectError(error.Refused, parameters(context, &options, .create));
     }
+}
+
+test "names of versions" {
+    var diagnostic: block.Diagnostic = .{};
+    const context: image.Context = .{ .allocator = testing.allocator, .diagnostic = &diagnostic };
+    try testing.expectEqual(@as(u32, 2), (try parameters(context, &.{ .compat = "v2" }, .create)).version);
+    try testing.expectEqual(@as(u32, 3), (try parameters(context, &.{ .compat = "v3" }, .create)).version);
+    try testing.expectError(error.Refused, parameters(context, &.{ .compat = "v3" }, .measure));
+    try testing.expectEqualStrings("qcow2: Invalid compatibility level: 'v3'", diagnostic.message());
 }
 
 test "the largest disks" {

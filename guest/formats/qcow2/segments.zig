@@ -270,7 +270,6 @@ fn bitmapSizes(opened: open.Opened) block.Error![]const image.Bitmap {
     for (sizes, opened.bitmaps) |*size, bitmap| size.* = .{
         .granularity = @as(u64, 1) << bitmap.granularity_bits,
         .name_length = @intCast(bitmap.name.len),
-        .inconsistent = bitmap.inUse(),
     };
     return sizes;
 }
