@@ -26,7 +26,7 @@ def test_same_answer(operation: str, recipe: Recipe, images: Images) -> None:
     assert comparable(answer.json) == comparable(oracle.json)
 
 
-@pytest.mark.parametrize("recipe", list(known_recipes())[::20], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", list(known_recipes())[1::20], ids=lambda recipe: recipe.name)
 def test_exit_status_of_check(recipe: Recipe, images: Images) -> None:
     path = str(images.path(recipe))
     assert run_process("run", "check", path).rc == qemu_img("check", path).rc
