@@ -1,0 +1,1 @@
+"""The devices against a driver that is written from the standard."""
