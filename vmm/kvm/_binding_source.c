@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -269,4 +270,15 @@ static int pyvmm_landlock_abi(void)
 #endif
     long version = syscall(number, NULL, 0, 1u /* LANDLOCK_CREATE_RULESET_VERSION */);
     return version < 0 ? -errno : (int)version;
+}
+
+/* What Python's os module lacks: fallocate(2) with a mode, for holes in files.  Here because this is the one binding. */
+static int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length)
+{
+    int result;
+
+    do
+        result = fallocate(fd, mode, offset, length);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : 0;
 }

@@ -21,7 +21,7 @@ Make = Callable[..., Driver]
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     """Makes drivers; the device is not started yet."""
-    opened = []
+    opened: list[int] = []
 
     def made(content: bytes = b"", *, limits: Limits | None = None, **spec: object) -> Driver:
         path = tmp_path / f"file{len(opened)}"

@@ -22,7 +22,7 @@ DATA = ct.EXTENT_DATA
 @pytest.fixture
 def open_file(tmp_path: Path) -> Iterator[Callable[..., FileBackend]]:
     """Makes backends over new files."""
-    fds = []
+    fds: list[int] = []
 
     def made(content: bytes = b"", length: int | None = None, **spec: object) -> FileBackend:
         fd = os.open(tmp_path / f"f{len(fds)}", os.O_RDWR | os.O_CREAT)
@@ -94,11 +94,12 @@ def test_system_errors_are_told_apart(open_file: Open, monkeypatch: pytest.Monke
         raise OSError(number, "no")
 
     file = open_file(b"x" * 512, resizable=True)
-    for name, call in (
+    calls: tuple[tuple[str, Callable[[], None]], ...] = (
         ("pwritev", lambda: file.write(0, [memoryview(b"y" * 512)], 512)),
         ("fdatasync", file.flush),
         ("ftruncate", lambda: file.set_length(9)),
-    ):
+    )
+    for name, call in calls:
         monkeypatch.setattr(os, name, fail)
         with pytest.raises(BackendError) as caught:
             call()

@@ -48,7 +48,7 @@ Make = Callable[..., Guest]
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     """Makes guests with one file."""
-    fds = []
+    fds: list[int] = []
 
     def made(
         content: bytes = b"x" * 1000,

@@ -227,7 +227,7 @@ def test_hostile_rings(make: Make, name: str) -> None:
     # A reset and a new start bring the device back.
     driver.memory.put(driver.queue, bytes(0x1000))
     driver.start()
-    assert device.fault is None
+    assert driver.device.fault is None
     assert driver.read(1, 512) == bytes([1]) * 512
 
 
