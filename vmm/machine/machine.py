@@ -55,6 +55,10 @@ class DeadlinePassed(DeviceEvent):
     """The run's wall time is used up."""
 
 
+def _ignore(_: Event) -> None:
+    pass
+
+
 class Snapshot:
     """A machine at READY: what a reset puts back."""
 
@@ -175,7 +179,7 @@ class Machine:
             vcpu.arm((timeout - 1) % TICK_NS + 1 + _SLACK_NS, TICK_NS)
             try:
                 if self._snapshot is None:
-                    self._boot()
+                    self._come_up()
                 self._drive(DONE)
             except DeadlinePassed:
                 failure = self._timed_out(job.limits.timeout)
@@ -197,7 +201,24 @@ class Machine:
                 self.reusable = False
         return outcome
 
-    def _boot(self) -> None:
+    def boot(self, job: Job) -> None:
+        """Only come up, for a job of the kind that :meth:`run` takes, and stand at READY.
+
+        :raises vmm.devices.errors.DeviceEvent: the runtime did not get there in the job's time.
+        """
+        self._deadline = monotonic_ns() + max(1, int(job.limits.timeout * 1e9))
+        self.bus.begin_run(job, _ignore, self._check)
+        try:
+            self._write_boot_page(job)
+            self.vcpu.arm(TICK_NS, TICK_NS)
+            try:
+                self._come_up()
+            finally:
+                self.vcpu.disarm()
+        finally:
+            self.bus.end_run()
+
+    def _come_up(self) -> None:
         """Let the runtime come up; a warm machine is remembered as it is then."""
         self._drive(READY)
         if self.warm:

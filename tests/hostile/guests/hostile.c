@@ -50,8 +50,6 @@ static int64_t above_stack(table_t *table)
     return 0;
 }
 
-static int64_t spin(table_t *table);
-
 static int64_t write_text(table_t *table)
 {
     (void)table;
@@ -432,20 +430,25 @@ static int64_t looped_ring(table_t *table)
     return *(volatile uint32_t *)(uint64_t)PYVMM_VIRTIO_BASE == 0x74726976 ? 42 : 43;
 }
 
-/* A read of the disk into text, constants, the call table, the boot page: every one refused. */
-static int64_t dma_into_protected(table_t *table)
-{
-    static const uint64_t targets[] = {
-        (uint64_t)&spin, (uint64_t)&constant, PYVMM_CALL_TABLE, PYVMM_BOOT_INFO, PYVMM_REQUEST_BASE,
-        PYVMM_SYSTEM_BASE, PYVMM_SYSTEM_BASE + 2 * PYVMM_PAGE_SIZE, PYVMM_KERNEL_STACK_BASE, 0,
-        PYVMM_CONTROL_BASE, 0xFFFFFFFFFFFFF000ull,
-    };
+/* A read of the disk into memory that the guest itself may not write. */
+#define DMA(name, address)                                           \
+    static int64_t name(table_t *table)                              \
+    {                                                                \
+        return table->read(0, 0, (void *)(uint64_t)(address), 512);  \
+    }
 
-    for (unsigned i = 0; i < sizeof(targets) / sizeof(targets[0]); i++)
-        if (table->read(0, 0, (void *)targets[i], 512) >= 0)
-            return 100 + i;
-    return 42;
-}
+DMA(dma_text, &spin)
+DMA(dma_constants, &constant)
+DMA(dma_call_table, PYVMM_CALL_TABLE)
+DMA(dma_boot_page, PYVMM_BOOT_INFO)
+DMA(dma_request, PYVMM_REQUEST_BASE)
+DMA(dma_stubs, PYVMM_SYSTEM_BASE + PYVMM_PAGE_SIZE)
+DMA(dma_page_tables, PYVMM_SYSTEM_BASE + 2 * PYVMM_PAGE_SIZE)
+DMA(dma_ring0_stack, PYVMM_KERNEL_STACK_BASE)
+DMA(dma_page_zero, zero)
+DMA(dma_doorbell, PYVMM_CONTROL_BASE)
+DMA(dma_wrap, 0xFFFFFFFFFFFFFF00ull)
+DMA(dma_across_guard, PYVMM_STACK_BASE + PYVMM_STACK_SIZE - 256)
 
 /* --- state that must not reach the next run -------------------------------------------------------------------- */
 
@@ -504,7 +507,9 @@ static const struct {
     CASE(unknown_command), CASE(control_block_in_system), CASE(control_block_nowhere), CASE(report_from_system),
     CASE(batch_too_long), CASE(odd_doorbell), CASE(wide_doorbell), CASE(execute_device), CASE(log_flood),
     CASE(message_flood), CASE(report_flood), CASE(wrong_cbor), CASE(garbage_status), CASE(panic), CASE(endless_text),
-    CASE(nonsense_ring), CASE(looped_ring), CASE(dma_into_protected), CASE(soil), CASE(soil_segments), CASE(innocent),
+    CASE(nonsense_ring), CASE(looped_ring), CASE(dma_text), CASE(dma_constants),
+    CASE(dma_call_table), CASE(dma_boot_page), CASE(dma_request), CASE(dma_stubs), CASE(dma_page_tables),
+    CASE(dma_ring0_stack), CASE(dma_page_zero), CASE(dma_doorbell), CASE(dma_wrap), CASE(dma_across_guard), CASE(soil), CASE(soil_segments), CASE(innocent),
 };
 
 int64_t _start(table_t *table)
