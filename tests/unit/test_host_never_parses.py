@@ -51,6 +51,7 @@ MAY_READ = {
     "devices/backend.py": "the block device: from the file straight into guest memory",
     "operations/session.py": "the ELF files of the package's operations",
     "operations/foreign.py": "the ELF file of an operation that the user brings",
+    "machine/guests.py": "the ELF file of the runtime that comes with the package",
     "machine/memory.py": "mmap of anonymous memory: the RAM of the guest",
     "kvm/_build.py": "when the package is built: the C source of the binding",
 }
