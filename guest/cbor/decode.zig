@@ -180,39 +180,83 @@ const Decoder = struct {
     }
 
     fn fields(self: *Decoder, comptime T: type, depth: u8) DecodeError!T {
-        const all = @typeInfo(T).@"struct".fields;
-        var out: T = undefined;
-        var seen: [all.len]bool = @splat(false);
+        const all = comptime slots(T);
+        var out: T = comptime blank(T);
+        try self.pairs(&all, std.mem.asBytes(&out).ptr, depth);
+        return out;
+    }
+
+    /// The pairs of a map into the fields of a struct at `out`.  One function for every struct: a request has many
+    /// fields of few types, and code for each of them would be most of a small operation.
+    fn pairs(self: *Decoder, all: []const Slot, out: [*]u8, depth: u8) DecodeError!void {
+        var seen: u64 = 0;
         var left = try self.expect(5);
-        pairs: while (left > 0) : (left -= 1) {
+        while (left > 0) : (left -= 1) {
             const key = try self.text();
             self.problem.key = key;
-            inline for (all, 0..) |field, i| {
-                if (std.mem.eql(u8, key, comptime cbor.keyOf(field.name))) {
-                    if (seen[i]) return error.DuplicateKey;
-                    seen[i] = true;
-                    @field(out, field.name) = try self.value(field.type, depth);
-                    continue :pairs;
-                }
-            }
-            return error.UnknownKey;
+            const index = find(all, key) orelse return error.UnknownKey;
+            const bit = @as(u64, 1) << index;
+            if (seen & bit != 0) return error.DuplicateKey;
+            seen |= bit;
+            try all[index].set(self, out + all[index].offset, depth);
         }
-        inline for (all, 0..) |field, i| {
-            if (!seen[i]) {
-                if (field.defaultValue()) |default| {
-                    @field(out, field.name) = default;
-                } else if (@typeInfo(field.type) == .optional) {
-                    @field(out, field.name) = null;
-                } else {
-                    self.problem.key = comptime cbor.keyOf(field.name);
-                    return error.MissingKey;
-                }
+        for (all, 0..) |slot, index| {
+            if (slot.required and seen & (@as(u64, 1) << @intCast(index)) == 0) {
+                self.problem.key = slot.key;
+                return error.MissingKey;
             }
         }
         self.problem.key = "";
-        return out;
     }
 };
+
+/// A field of a struct that is decoded: where it lies and how it is set.
+const Slot = struct {
+    key: []const u8,
+    offset: usize,
+    required: bool,
+    set: *const fn (*Decoder, *anyopaque, u8) DecodeError!void,
+};
+
+fn find(all: []const Slot, key: []const u8) ?u6 {
+    for (all, 0..) |slot, index| if (std.mem.eql(u8, slot.key, key)) return @intCast(index);
+    return null;
+}
+
+fn slots(comptime T: type) [@typeInfo(T).@"struct".fields.len]Slot {
+    const all = @typeInfo(T).@"struct".fields;
+    if (all.len > 64) @compileError("cbor: too many fields in " ++ @typeName(T));
+    var out: [all.len]Slot = undefined;
+    for (all, &out) |field, *slot| slot.* = .{
+        .key = cbor.keyOf(field.name),
+        .offset = @offsetOf(T, field.name),
+        .required = field.defaultValue() == null and @typeInfo(field.type) != .optional,
+        .set = Setter(field.type).set,
+    };
+    return out;
+}
+
+fn Setter(comptime T: type) type {
+    return struct {
+        fn set(decoder: *Decoder, out: *anyopaque, depth: u8) DecodeError!void {
+            const typed: *T = @ptrCast(@alignCast(out));
+            typed.* = try decoder.value(T, depth);
+        }
+    };
+}
+
+/// T before anything is decoded: defaults, null, and required fields undefined.
+fn blank(comptime T: type) T {
+    var out: T = undefined;
+    for (@typeInfo(T).@"struct".fields) |field| {
+        if (field.defaultValue()) |default| {
+            @field(out, field.name) = default;
+        } else if (@typeInfo(field.type) == .optional) {
+            @field(out, field.name) = null;
+        }
+    }
+    return out;
+}
 
 const testing = std.testing;
 
