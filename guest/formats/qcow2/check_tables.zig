@@ -158,7 +158,7 @@ pub const Walk = struct {
         const buffer = c.context.allocator.alloc(u8, slot * slots) catch return open.noMemory(c.context, slot * slots);
         var batch: Batch = .{ .walk = self, .buffer = buffer };
         // Aligned tables are as many as the file has clusters; tables anywhere could overlap without end.
-        var unaligned_budget = c.device.length + 64 * c.header.clusterSize();
+        var unaligned_budget = 16 * c.header.clusterSize() + (4 << 20);
         var i: usize = 0;
         while (i < list.len) {
             var table = list[i];
