@@ -53,7 +53,7 @@ test {
     _ = @import("option_list.zig");
     _ = @import("vhd/geometry.zig");
     _ = @import("qcow2/layout.zig");
-    _ = @import("qcow2/features.zig");
+    _ = @import("qcow2/test_create.zig");
 }
 
 test "known and unknown destinations" {
