@@ -44,9 +44,10 @@ class MachineState:
         if self.devices != other.devices:
             found.append("devices")
         if self.memory != other.memory:
-            for at in range(0, len(self.memory), calltable.PAGE_SIZE):
-                if self.memory[at : at + calltable.PAGE_SIZE] != other.memory[at : at + calltable.PAGE_SIZE]:
-                    found.append(f"memory at {calltable.RAM_BASE + at:#x}")
+            size = calltable.PAGE_SIZE
+            starts = range(0, len(self.memory), size)
+            different = [at for at in starts if self.memory[at : at + size] != other.memory[at : at + size]]
+            found.extend(f"memory at {calltable.RAM_BASE + at:#x}" for at in different)
         return found
 
 

@@ -7,6 +7,7 @@ it holds ends more than the search.
 from __future__ import annotations
 
 import io
+from bisect import bisect_right
 
 from calltable import OPERATION_BASE, OPERATION_SIZE, RUNTIME_BASE, RUNTIME_SIZE
 from vmm.boundary import Frame
@@ -16,8 +17,41 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Files beyond this size are not searched.
-MAX_FILE = 64 << 20
+#: Bytes of line number programs that are decoded (a byte costs up to 5 us), and of symbol table.
+MAX_LINES = 512 << 10
+MAX_SYMBOLS = 512 << 10
+#: Decoded ELFs kept, for campaigns in which guests fail often.
+_KEPT = 4
+_cache: dict[bytes, _Symbols] = {}
+
+
+class _Symbols:
+    """What one ELF says about its addresses: (start, end, ...) in order of start."""
+
+    __slots__ = ("functions", "lines")
+
+    def __init__(self, elf: bytes) -> None:
+        self.functions: list[tuple[int, int, str]] = []
+        self.lines: list[tuple[int, int, str, int]] = []
+        from elftools.elf.elffile import ELFFile
+
+        try:
+            file: Any = ELFFile(io.BytesIO(elf))
+            self.functions = sorted(_functions(file))
+            self.lines = sorted(_lines(file))
+        except Exception:  # hostile or merely unusual: pyelftools raises whatever the bytes lead it to
+            return
+
+    def frame(self, address: int, lookup: int) -> Frame:
+        """The frame of ``address``, described by what lies at ``lookup``."""
+        function = path = line = None
+        at = bisect_right(self.functions, (lookup, 1 << 64)) - 1
+        if at >= 0 and lookup < self.functions[at][1]:
+            function = self.functions[at][2]
+        at = bisect_right(self.lines, (lookup, 1 << 64)) - 1
+        if at >= 0 and lookup < self.lines[at][1]:
+            _, _, path, line = self.lines[at]
+        return Frame(address, function, path, line)
 
 
 def symbolise(frames: tuple[Frame, ...], operation: bytes) -> tuple[Frame, ...]:
@@ -27,62 +61,44 @@ def symbolise(frames: tuple[Frame, ...], operation: bytes) -> tuple[Frame, ...]:
 
     :param operation: the operation's ELF; its debugging information is beside the shipped file, or in the ELF itself.
     """
-    found: dict[int, Frame] = {}
-    for base, size, of_operation in ((OPERATION_BASE, OPERATION_SIZE, True), (RUNTIME_BASE, RUNTIME_SIZE, False)):
-        wanted = {}
-        for index, frame in enumerate(frames):
-            if base <= frame.address < base + size:
-                wanted[index] = frame.address - (1 if index else 0)
-        if wanted:
-            data = guests.debug_of(operation if of_operation else guests.runtime())
-            if len(data) <= MAX_FILE:
-                found |= _search(data, wanted)
-    return tuple(
-        Frame(frame.address, known.function, known.file, known.line) if (known := found.get(index)) else frame
-        for index, frame in enumerate(frames)
-    )
+    found = []
+    for index, frame in enumerate(frames):
+        if OPERATION_BASE <= frame.address < OPERATION_BASE + OPERATION_SIZE:
+            known = _symbols(operation).frame(frame.address, frame.address - (index > 0))
+        elif RUNTIME_BASE <= frame.address < RUNTIME_BASE + RUNTIME_SIZE:
+            known = _symbols(guests.runtime()).frame(frame.address, frame.address - (index > 0))
+        else:
+            known = frame
+        found.append(known)
+    return tuple(found)
 
 
-def _search(elf: bytes, wanted: dict[int, int]) -> dict[int, Frame]:
-    """index -> Frame for the addresses that the ELF knows."""
-    from elftools.elf.elffile import ELFFile
-
-    try:
-        file: Any = ELFFile(io.BytesIO(elf))
-        functions = _functions(file, wanted)
-        lines = _lines(file, wanted) if file.has_dwarf_info() else {}
-    except Exception:  # hostile or merely unusual: pyelftools raises whatever the bytes lead it to
-        return {}
-    result = {}
-    for index, address in wanted.items():
-        function = functions.get(index)
-        path, line = lines.get(index, (None, None))
-        if function or path:
-            result[index] = Frame(address, function, path, line)
-    return result
+def _symbols(elf: bytes) -> _Symbols:
+    known = _cache.get(elf)
+    if known is None:
+        if len(_cache) >= _KEPT:
+            del _cache[next(iter(_cache))]
+        known = _cache[elf] = _Symbols(guests.debug_of(elf))
+    return known
 
 
-def _functions(file: Any, wanted: dict[int, int]) -> dict[int, str]:
-    """By the symbol table: the function that an address lies in."""
+def _functions(file: Any) -> list[tuple[int, int, str]]:
     table = file.get_section_by_name(".symtab")
-    if table is None:
-        return {}
-    found = {}
-    for symbol in table.iter_symbols():
-        entry = symbol["st_info"]
-        if entry["type"] != "STT_FUNC":
-            continue
-        start, size = symbol["st_value"], symbol["st_size"]
-        for index, address in wanted.items():
-            if start <= address < start + max(size, 1):
-                found[index] = symbol.name
-    return found
+    if table is None or table.data_size > MAX_SYMBOLS:
+        return []
+    return [
+        (symbol["st_value"], symbol["st_value"] + max(symbol["st_size"], 1), symbol.name)
+        for symbol in table.iter_symbols()
+        if symbol["st_info"]["type"] == "STT_FUNC"
+    ]
 
 
-def _lines(file: Any, wanted: dict[int, int]) -> dict[int, tuple[str, int]]:
-    """By the line number programs: file and line of each address."""
+def _lines(file: Any) -> list[tuple[int, int, str, int]]:
+    section = file.get_section_by_name(".debug_line")
+    if section is None or section.data_size > MAX_LINES or not file.has_dwarf_info():
+        return []
     dwarf = file.get_dwarf_info()
-    found: dict[int, tuple[str, int]] = {}
+    found = []
     for unit in dwarf.iter_CUs():
         program = dwarf.line_program_for_CU(unit)
         if program is None:
@@ -92,10 +108,8 @@ def _lines(file: Any, wanted: dict[int, int]) -> dict[int, tuple[str, int]]:
             state = entry.state
             if state is None:
                 continue
-            if previous is not None:
-                for index, address in wanted.items():
-                    if previous.address <= address < state.address:
-                        found[index] = (_file_name(program, previous.file), previous.line)
+            if previous is not None and previous.address < state.address:
+                found.append((previous.address, state.address, _file_name(program, previous.file), previous.line))
             previous = None if state.end_sequence else state
     return found
 
