@@ -23,13 +23,15 @@ _FLAGS = (
 )
 
 
-def compile_c(source: Path, base: int = calltable.OPERATION_BASE, defines: tuple[str, ...] = ()) -> bytes:
-    """The ELF of one C file, linked at ``base``.
+def compile_c(
+    source: Path, base: int = calltable.OPERATION_BASE, defines: tuple[str, ...] = (), include: Path = INCLUDE
+) -> bytes:
+    """The ELF of one C file, linked at ``base``, compiled against the ``pyvmm.h`` of the folder ``include``.
 
     :raises AssertionError: the compiler refused; the text is its output.
     """
     digest = hashlib.sha256()
-    for part in (source.read_bytes(), (INCLUDE / "pyvmm.h").read_bytes(), Path(__file__).read_bytes()):
+    for part in (source.read_bytes(), (include / "pyvmm.h").read_bytes(), Path(__file__).read_bytes()):
         digest.update(hashlib.sha256(part).digest())
     digest.update(repr((base, defines)).encode())
     output = CACHE / f"{source.stem}-{digest.hexdigest()[:20]}.elf"
@@ -37,7 +39,7 @@ def compile_c(source: Path, base: int = calltable.OPERATION_BASE, defines: tuple
         CACHE.mkdir(parents=True, exist_ok=True)
         temporary = output.with_suffix(f".{os.getpid()}")
         command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, *(f"-D{name}" for name in defines)]
-        command += [f"-Wl,--image-base={base:#x}", "-Wl,-z,noexecstack", f"-I{INCLUDE}", str(source)]
+        command += [f"-Wl,--image-base={base:#x}", "-Wl,-z,noexecstack", f"-I{include}", str(source)]
         done = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         os.replace(temporary, output)
