@@ -168,8 +168,9 @@ test "the largest plans are ascending, inside the file, and small" {
     const cases = [_]struct { u64, target.Options }{
         .{ 128 << 30, .{ .cluster_size = 512 } },
         .{ 64 << 30, .{ .cluster_size = 512, .refcount_bits = 16, .preallocation = "metadata" } },
-        .{ 2 << 50, .{ .preallocation = "metadata" } },
-        .{ 1 << 61, .{ .cluster_size = 2 << 20, .preallocation = "metadata" } },
+        .{ 1 << 50, .{ .preallocation = "metadata" } },
+        .{ 1 << 61, .{ .cluster_size = 2 << 20 } },
+        .{ 1 << 60, .{ .cluster_size = 2 << 20, .preallocation = "metadata" } },
         .{ 1 << 60, .{ .cluster_size = 2 << 20, .extended_l2 = true, .preallocation = "full" } },
     };
     for (cases) |case| {
