@@ -50,6 +50,9 @@ comptime {
     }
 }
 
+/// What `Run.emitLarge` encodes into.
+var large_buffer: ?[]u8 = null;
+
 fn start(_: *const calltable.Table) callconv(.c) i64 {
     var run: Run = .{};
     root.operation(&run) catch |reason| {
@@ -123,7 +126,9 @@ pub const Run = struct {
 
     /// `emit` for a message of up to MESSAGE_MAX bytes.
     pub fn emitLarge(_: *Run, message: anytype) Error!void {
-        const buffer = allocator.alloc(u8, calltable.message_max) catch return error.NoMemory;
+        // Allocated once: the arena takes nothing back.
+        const buffer = large_buffer orelse allocator.alloc(u8, calltable.message_max) catch return error.NoMemory;
+        large_buffer = buffer;
         const encoded = cbor.encodeMessage(buffer, message) catch return error.TooLarge;
         _ = try answer(table.emit(encoded.ptr, encoded.len));
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ class Exerciser:
         **spec: Any,
     ) -> Ran:
         """Run the steps on files with these contents; ``prepare`` is called with each descriptor before the run."""
-        files = [tempfile.TemporaryFile() for _ in contents]
-        try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in contents]
             devices = []
             for file, content in zip(files, contents, strict=True):
                 os.pwrite(file.fileno(), content, 0)
@@ -98,6 +99,3 @@ class Exerciser:
                     answers.append(fields if name == "answer" else {"error": fields})
             after = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0) for file in files]
             return Ran(outcome, answers, events, after)
-        finally:
-            for file in files:
-                file.close()
