@@ -127,9 +127,10 @@ class BlockDevice(MmioDevice):
         heads, interrupt = queue.available(memory)
         indirect = self.has(F_INDIRECT_DESC)
         used: list[tuple[int, int]] = []
+        table = queue.table(memory)
         try:
             for head in heads:
-                readable, writable = queue.chain(memory, head, indirect)
+                readable, writable = queue.chain(memory, table, head, indirect)
                 used.append((head, self._request(readable, writable)))
         finally:
             # What was answered before a broken chain, or before a budget ran out, is answered.

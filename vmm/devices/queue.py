@@ -121,14 +121,23 @@ class Queue:
         self.last_available = (first + count) & _INDEX_MASK
         return heads, not _U16.unpack_from(ring, 0)[0] & AVAIL_F_NO_INTERRUPT
 
-    def chain(self, memory: GuestMemory, head: int, indirect: bool) -> tuple[list[Segment], list[Segment]]:
+    def table(self, memory: GuestMemory) -> memoryview:
+        """The descriptor table, for :meth:`chain`.
+
+        :raises MemoryAccessError: it is not in guest memory.
+        """
+        return memory.view(self.descriptors, _DESCRIPTOR_SIZE * self.size, writable=False)
+
+    def chain(
+        self, memory: GuestMemory, table: memoryview, head: int, indirect: bool
+    ) -> tuple[list[Segment], list[Segment]]:
         """The device-readable and the device-writable buffers of the chain that begins at ``head``.
 
+        :param table: the descriptor table.
         :param indirect: VIRTIO_F_INDIRECT_DESC was negotiated.
         :raises QueueError: the chain breaks section 2.7.4 or 2.7.5.
-        :raises MemoryAccessError: a table is not in guest memory.
+        :raises MemoryAccessError: an indirect table is not in guest memory.
         """
-        table = memory.view(self.descriptors, _DESCRIPTOR_SIZE * self.size, writable=False)
         count = limit = self.size
         readable: list[Segment] = []
         writable: list[Segment] = []
