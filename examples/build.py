@@ -31,19 +31,23 @@ _C_FLAGS = (
     "-static",
     "-nostdlib",
     "-g",
-    # Text, constants and data on pages of their own: the machine maps each with its own rights.
-    "-Wl,-z,separate-code",
     "-Wl,-z,noexecstack",
-    "-Wl,-z,norelro",
-    "-Wl,--build-id=none",
 )
+#: Text, constants and data on pages of their own: the machine maps each with its own rights.  (LLVM's linker, which
+#: the ziglang wheel has, does that by itself.)
+_GNU_FLAGS = ("-no-pie", "-fno-tree-loop-distribute-patterns", "-Wl,-z,separate-code", "-Wl,-z,norelro")
 
 
 def compiler() -> tuple[list[str], list[str]]:
     """The C compiler, and how its linker is told where the operation lies."""
-    for name in ("cc", "gcc", "clang"):
+    for name in ("cc", "gcc"):
         if shutil.which(name) is not None:
-            return [name, "-no-pie", "-fno-tree-loop-distribute-patterns"], [f"-Wl,-Ttext-segment={OPERATION_BASE:#x}"]
+            return [name], [*_GNU_FLAGS, f"-Wl,-Ttext-segment={OPERATION_BASE:#x}"]
+    return zig_compiler()
+
+
+def zig_compiler() -> tuple[list[str], list[str]]:
+    """The C compiler of the ziglang wheel, in the same form."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-freestanding-none"]
     return command, [f"-Wl,--image-base={OPERATION_BASE:#x}"]
 
