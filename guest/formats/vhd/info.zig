@@ -46,9 +46,9 @@ pub fn info(context: image.Context, device: block.Device, sink: image.Sink, repo
         filled.table_entries = sparse.table.layout.table_entries;
         filled.allocated_blocks = sparse.totals.allocated;
         report.cluster_size = sparse.table.layout.block_size;
-        const end = @max(sparse.totals.end, sparse.header.offset + dynamic.size);
+        var end = @max(sparse.totals.end, sparse.header.offset + dynamic.size);
+        if (sparse.differencing) end = @max(end, try parent(context, device, sink, &sparse.header, filled));
         report.end_offset = end + if (at_end) |found| found.length else 0;
-        if (sparse.differencing) try parent(context, device, sink, &sparse.header, filled);
         try footerNotes(sink, device, at_end, filled.footer_copy.?, end);
     } else {
         report.end_offset = footer.offset + footer.length;
@@ -79,8 +79,10 @@ fn footerNotes(sink: image.Sink, device: block.Device, at_end: ?footers.Footer, 
     });
 }
 
-/// Name the parent, by the header's own field and by every locator that can be decoded.
-fn parent(context: image.Context, device: block.Device, sink: image.Sink, header: *const dynamic.Header, facts: *messages.InfoVhd) block.Error!void {
+/// Name the parent, by the header's own field and by every locator that can be decoded.  Answers the first sector behind
+/// the locators' texts.
+fn parent(context: image.Context, device: block.Device, sink: image.Sink, header: *const dynamic.Header, facts: *messages.InfoVhd) block.Error!u64 {
+    var end: u64 = 0;
     facts.parent_uuid = try uuid(context, header.parentUuid());
     facts.parent_timestamp = header.parentTimestamp();
     const name = header.parentName(context.allocator) catch return error.NoMemory;
@@ -88,6 +90,8 @@ fn parent(context: image.Context, device: block.Device, sink: image.Sink, header
     for (0..8) |index| {
         const locator = header.locator(@intCast(index));
         if (!locator.isUsed()) continue;
+        const locator_end = locator.offset +| locator.length;
+        if (locator_end <= device.length) end = @max(end, std.mem.alignForward(u64, locator_end, footers.sector));
         const platform = try letters(context, &locator.platform);
         if (try locator.name(context, device)) |path| {
             try sink.emit(messages.InfoReference{ .kind = "parent", .name = path, .source = platform });
@@ -98,6 +102,7 @@ fn parent(context: image.Context, device: block.Device, sink: image.Sink, header
             .length = locator.length,
         });
     }
+    return end;
 }
 
 fn uuid(context: image.Context, bytes: *const [16]u8) block.Error![]const u8 {
