@@ -89,6 +89,10 @@ def create(
         outputs.extend(OutputFile(name, follow_symlinks=follow_symlinks) for name in names)
         devices = [output.device() for output in outputs]
         message = session.answer("create", request, devices, _nothing, main=Create.NAME, names=names)
+        if typed is not None and typed.preallocation == "falloc":
+            # No block device has a request for this; the guest planned the length, which is all that matters here.
+            for output in outputs:
+                output.reserve()
         # The data file first: an image never refers to a file that is not there yet.
         for output in reversed(outputs):
             output.commit()

@@ -104,6 +104,17 @@ class OutputFile:
         """The device that a machine sees: empty, and it may grow."""
         return DeviceSpec(fd=self.fd, length=0, read_only=False, resizable=True, max_length=MAX_SIZE)
 
+    def reserve(self) -> None:
+        """Have the file system allocate the whole file, holes included; what was written stays.
+
+        :raises FileError: there is not enough space.
+        """
+        try:
+            if length := os.fstat(self.fd).st_size:
+                os.posix_fallocate(self.fd, 0, length)
+        except OSError as error:
+            raise file_error(self.path, "create", error) from None
+
     def disk_size(self) -> int:
         """Bytes that the file takes on the host's disk so far."""
         return os.fstat(self.fd).st_blocks * 512
