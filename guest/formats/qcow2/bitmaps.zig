@@ -7,10 +7,12 @@ const image = @import("../image.zig");
 const header_zig = @import("header.zig");
 const Header = header_zig.Header;
 const Bitmaps = @import("extensions.zig").Bitmaps;
+const template = @import("template.zig");
+const refuse = template.refuse;
+const none = template.none;
 const Window = @import("window.zig").Window;
 const big = header_zig.big;
 
-const format = "qcow2";
 pub const Flags = struct {
     pub const in_use = 1 << 0;
     pub const auto = 1 << 1;
@@ -44,12 +46,11 @@ pub const Bitmap = struct {
 /// The directory, every entry checked.
 pub fn directory(context: image.Context, device: block.Device, header: Header, place: Bitmaps) block.Error![]const Bitmap {
     const diagnostic = context.diagnostic;
-    const details: block.Diagnostic.Details = .{ .format = format, .structure = "bitmap directory", .offset = place.directory_offset };
     if (place.directory_size == 0)
-        return diagnostic.refuse(.corrupt, details, "qcow2: bitmap directory size is zero", .{});
+        return refuse(diagnostic, .corrupt, "bitmap directory", "bitmap directory size is zero", place.directory_offset, none, none);
     // An entry has at least 24 bytes, so this also bounds the list by what the directory can hold.
     if (place.directory_offset > header_zig.max_offset - place.directory_size)
-        return diagnostic.refuse(.out_of_bounds, details, "qcow2: failed to read bitmap directory at byte {d}", .{place.directory_offset});
+        return refuse(diagnostic, .out_of_bounds, "bitmap directory", "failed to read bitmap directory at byte {offset}", place.directory_offset, none, none);
     // What lies behind the end of the file reads as zero, and an entry of zeroes is broken: no need to hold it.
     const inside: u64 = if (place.directory_offset < device.length) device.length - place.directory_offset else 0;
     const length: usize = @intCast(@min(place.directory_size, inside + entry_bytes));
@@ -60,7 +61,7 @@ pub fn directory(context: image.Context, device: block.Device, header: Header, p
     var count: usize = 0;
     while (at < place.directory_size) : (count += 1) {
         if (count == place.count)
-            return diagnostic.refuse(.corrupt, details, "qcow2: more bitmaps found than the {d} specified in header extension", .{place.count});
+            return refuse(diagnostic, .corrupt, "bitmap directory", "more bitmaps found than the {limit} specified in header extension", place.directory_offset, none, place.count);
         if (length - at < entry_bytes) return broken(diagnostic, place, at);
         const entry = bytes[at..];
         const name_length: u64 = big(u16, entry, 18);
@@ -68,7 +69,7 @@ pub fn directory(context: image.Context, device: block.Device, header: Header, p
         const total = std.mem.alignForward(u64, entry_bytes + name_length + extra_length, 8);
         if (total > place.directory_size - at) return broken(diagnostic, place, at);
         if (extra_length != 0)
-            return diagnostic.refuse(.unsupported, details, "qcow2: bitmap extra data is not supported (bitmap {d})", .{count});
+            return refuse(diagnostic, .unsupported, "bitmap directory", "bitmap extra data is not supported (bitmap {value})", place.directory_offset, count, none);
         if (total > length - at) return broken(diagnostic, place, at);
         const name = entry[entry_bytes..][0..@intCast(name_length)];
         const found: Bitmap = .{
@@ -79,21 +80,21 @@ pub fn directory(context: image.Context, device: block.Device, header: Header, p
             .name = std.mem.sliceTo(name, 0),
         };
         if (entry[17] < 9 or entry[17] > 31 or entry[16] != 1 or name_length > max_name or !plausible(header, found))
-            return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "bitmap directory", .offset = place.directory_offset + at }, "qcow2: bitmap {d} doesn't satisfy the constraints", .{count});
+            return refuse(diagnostic, .corrupt, "bitmap directory", "bitmap {value} doesn't satisfy the constraints", place.directory_offset + at, count, none);
         list[count] = found;
         at += @intCast(total);
     }
     if (count != place.count)
-        return diagnostic.refuse(.corrupt, details, "qcow2: less bitmaps found ({d}) than the {d} specified in header extension", .{ count, place.count });
+        return refuse(diagnostic, .corrupt, "bitmap directory", "less bitmaps found ({value}) than the {limit} specified in header extension", place.directory_offset, count, place.count);
     return list[0..count];
 }
 
 fn broken(diagnostic: *block.Diagnostic, place: Bitmaps, at: u64) error{Refused} {
-    return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "bitmap directory", .offset = place.directory_offset +| at }, "qcow2: broken bitmap directory at byte {d}", .{place.directory_offset +| at});
+    return refuse(diagnostic, .corrupt, "bitmap directory", "broken bitmap directory at byte {offset}", place.directory_offset +| at, none, none);
 }
 
 fn noMemory(diagnostic: *block.Diagnostic, bytes: u64) error{Refused} {
-    return diagnostic.refuse(.no_memory, .{ .format = format, .structure = "bitmap directory", .value = bytes }, "qcow2: the bitmap directory needs {d} bytes of memory; raise --max-memory", .{bytes});
+    return refuse(diagnostic, .no_memory, "bitmap directory", "the bitmap directory needs {value} bytes of memory; raise --max-memory", none, bytes, none);
 }
 
 fn plausible(header: Header, bitmap: Bitmap) bool {
@@ -126,26 +127,25 @@ pub fn load(context: image.Context, device: block.Device, window: *Window, heade
     names.ensureTotalCapacity(context.allocator, @intCast(list.len)) catch return noMemory(diagnostic, list.len * 24);
     var budget = tableBudget(device);
     for (list, 0..) |bitmap, index| {
-        const details: block.Diagnostic.Details = .{ .format = format, .structure = "bitmap table", .offset = bitmap.table_offset };
         const entry = names.getOrPutAssumeCapacity(bitmap.name);
         if (entry.found_existing) {
             if (bitmap.inUse()) continue;
-            return diagnostic.refuse(.corrupt, details, "qcow2: bitmap already exists: bitmap {d} has the name of an earlier one", .{index});
+            return refuse(diagnostic, .corrupt, "bitmap directory", "bitmap already exists: bitmap {value} has the name of an earlier one", bitmap.table_offset, index, none);
         }
         if (bitmap.inUse()) continue;
         if (!bitmap.readable())
-            return diagnostic.refuse(.out_of_bounds, details, "qcow2: could not read bitmap table from image for bitmap {d}: it lies at byte {d}", .{ index, bitmap.table_offset });
+            return refuse(diagnostic, .out_of_bounds, "bitmap table", "could not read bitmap table from image for bitmap {value}: it lies at byte {offset}", bitmap.table_offset, index, none);
         const bits = std.math.divCeil(u64, header.virtualSize(), @as(u64, 1) << bitmap.granularity_bits) catch unreachable;
         const wanted = header.clusters((bits + 63) / 64 * 8);
         if (wanted != bitmap.table_entries)
-            return diagnostic.refuse(.corrupt, details, "qcow2: could not read bitmap {d} from image: its table has {d} entries, the disk needs {d}", .{ index, bitmap.table_entries, wanted });
+            return refuse(diagnostic, .corrupt, "bitmap table", "could not read a bitmap from image: its table has {value} entries, the disk needs {limit}", bitmap.table_offset, bitmap.table_entries, wanted);
         var tables = Table.init(device, window, bitmap);
         if (tables.inside() > budget)
-            return diagnostic.refuse(.too_large, details, "qcow2: bitmap tables overlap: more bytes of them than the file has", .{});
+            return refuse(diagnostic, .too_large, "bitmap table", "bitmap tables overlap: more bytes of them than the file has", bitmap.table_offset, tables.inside(), budget);
         budget -= tables.inside();
         while (try tables.next()) |word| {
             if (tableEntry(header, word) == null)
-                return diagnostic.refuse(.corrupt, details, "qcow2: could not read bitmap table from image for bitmap {d}: entry {x}", .{ index, word });
+                return refuse(diagnostic, .corrupt, "bitmap table", "could not read bitmap table from image: entry {value:x} in the table at byte {offset}", bitmap.table_offset, word, none);
         }
     }
 }

@@ -15,6 +15,9 @@ const stored_zig = @import("check_stored.zig");
 const tables_zig = @import("check_tables.zig");
 const Findings = @import("check_findings.zig").Findings;
 const Header = header_zig.Header;
+const template = @import("template.zig");
+const refuse = template.refuse;
+const none = template.none;
 const Window = @import("window.zig").Window;
 
 const format = "qcow2";
@@ -40,18 +43,18 @@ pub const Checker = struct {
         if (length == 0 or times == 0) return;
         const cluster_size = self.header.clusterSize();
         if (offset > std.math.maxInt(i64) - length)
-            return self.context.diagnostic.refuse(.out_of_bounds, .{ .format = format, .offset = offset, .value = length }, "qcow2: check failed: a structure of {d} bytes is said to lie at byte {d}", .{ length, offset });
+            return refuse(self.context.diagnostic, .out_of_bounds, "reference", "check failed: a structure of {value} bytes is said to lie at byte {offset}", offset, length, none);
         const end = offset + length;
         // QEMU rounds a file's length up to whole sectors.
         if (end >= std.mem.alignForward(u64, self.device.length, 512) + cluster_size)
-            return self.findings.add(.corruption, .{ .count = times, .offset = offset, .value = length, .expected = self.device.length }, "reference to a region that exceeds the end of the file by one cluster or more: offset 0x{x} size 0x{x}", .{ offset, length });
+            return self.findings.put(.corruption, "reference", "reference to a region that exceeds the end of the file by one cluster or more: offset {offset} size {value}", .{ .count = times, .offset = offset, .value = length, .expected = self.device.length });
         var cluster = offset >> self.header.cluster_bits;
         const last = (end - 1) >> self.header.cluster_bits;
         self.limit = @max(self.limit, last + 1);
         while (cluster <= last) : (cluster += 1) {
             const lost = self.counts.add(cluster, times) catch return open.noMemory(self.context, 4096);
             if (lost > 0)
-                try self.findings.add(.corruption, .{ .count = lost, .offset = cluster << self.header.cluster_bits, .index = cluster, .expected = self.header.refcountMax() }, "overflow: cluster at offset 0x{x} has more references than a refcount of {d} bits can count", .{ cluster << self.header.cluster_bits, self.header.refcountBits() });
+                try self.findings.put(.corruption, "reference", "overflow: cluster {index} has more references than its refcount can count", .{ .count = lost, .offset = cluster << self.header.cluster_bits, .index = cluster, .expected = self.header.refcountMax() });
         }
     }
 
@@ -84,7 +87,7 @@ pub fn run(context: image.Context, device: block.Device, sink: image.Sink, repor
     try header_zig.checkSnapshotTable(context.diagnostic, header);
     const clusters = header.clusters(device.length);
     if (clusters > std.math.maxInt(i32))
-        return context.diagnostic.refuse(.too_large, .{ .format = format, .value = clusters, .limit = std.math.maxInt(i32) }, "qcow2: check failed: file too large: {d} clusters of {d} bytes, at most {d}", .{ clusters, header.clusterSize(), std.math.maxInt(i32) });
+        return refuse(context.diagnostic, .too_large, "file", "check failed: file too large: {value} clusters, at most {limit}", none, clusters, std.math.maxInt(i32));
     // References may reach into one cluster behind the end of the file.
     const limit = clusters + 1;
     var checker: Checker = .{
@@ -114,11 +117,11 @@ pub fn run(context: image.Context, device: block.Device, sink: image.Sink, repor
 
     report.image_end_offset = (highest + 1) << header.cluster_bits;
     if (report.allocated_clusters.? > report.clusters_inside.?)
-        try checker.findings.add(.note, .{ .structure = "L2 table", .value = report.allocated_clusters.?, .expected = report.clusters_inside.? }, "{d} allocated clusters lie behind the end of the virtual disk or are named more than once", .{report.allocated_clusters.? - report.clusters_inside.?});
+        try checker.findings.put(.note, "L2 table", "{value} clusters are allocated, {expected} of them on the virtual disk: the others lie behind its end or are named twice", .{ .value = report.allocated_clusters.?, .expected = report.clusters_inside.? });
     if (report.dirty.?)
-        try checker.findings.add(.note, .{ .structure = "header", .offset = 72 }, "the dirty bit is set: refcounts may be out of date until the image is repaired", .{});
+        try checker.findings.put(.note, "header", "the dirty bit is set: refcounts may be out of date until the image is repaired", .{ .offset = 72 });
     if (report.corrupt.?)
-        try checker.findings.add(.note, .{ .structure = "header", .offset = 72 }, "the corrupt bit is set: a writer has found the image inconsistent", .{});
+        try checker.findings.put(.note, "header", "the corrupt bit is set: a writer has found the image inconsistent", .{ .offset = 72 });
 }
 
 fn snapshotTables(checker: *Checker, walk: *tables_zig.Walk) block.Error!void {
@@ -127,16 +130,16 @@ fn snapshotTables(checker: *Checker, walk: *tables_zig.Walk) block.Error!void {
     const list = checker.context.allocator.alloc(tables_zig.SnapshotTable, header.snapshot_count) catch
         return open.noMemory(checker.context, @as(u64, header.snapshot_count) * @sizeOf(tables_zig.SnapshotTable));
     if (header.hasDataFile())
-        try checker.findings.add(.corruption, .{ .structure = "snapshot table", .value = header.snapshot_count }, "{d} snapshots in image with data file", .{header.snapshot_count});
+        try checker.findings.put(.corruption, "snapshot table", "{value} snapshots in image with data file", .{ .value = header.snapshot_count });
     var count: usize = 0;
     var iterator = try snapshots.Iterator.init(checker.context, checker.device, header);
     while (try iterator.next()) |snapshot| {
         if (header.version >= 3 and snapshot.extra_length < 16)
-            try checker.findings.add(.corruption, .{ .structure = "snapshot table", .offset = snapshot.offset, .index = snapshot.index, .value = snapshot.extra_length, .expected = 16 }, "snapshot table entry {d} is incomplete", .{snapshot.index});
+            try checker.findings.put(.corruption, "snapshot table", "snapshot table entry {index} is incomplete: {value} bytes of extra data", .{ .offset = snapshot.offset, .index = snapshot.index, .value = snapshot.extra_length, .expected = 16 });
         if (header.offsetInCluster(snapshot.l1_offset) != 0) {
-            try checker.findings.add(.corruption, .{ .structure = "snapshot table", .offset = snapshot.offset, .index = snapshot.index, .value = snapshot.l1_offset }, "snapshot {d} l1_offset={x}: L1 table is not cluster aligned; snapshot table entry corrupted", .{ snapshot.index, snapshot.l1_offset });
+            try checker.findings.put(.corruption, "snapshot table", "snapshot {index} l1_offset={value:x}: L1 table is not cluster aligned; snapshot table entry corrupted", .{ .offset = snapshot.offset, .index = snapshot.index, .value = snapshot.l1_offset });
         } else if (snapshot.l1_entries > header_zig.max_l1_bytes / 8) {
-            try checker.findings.add(.corruption, .{ .structure = "snapshot table", .offset = snapshot.offset, .index = snapshot.index, .value = snapshot.l1_entries, .expected = header_zig.max_l1_bytes / 8 }, "snapshot {d} l1_size={x}: L1 table is too large; snapshot table entry corrupted", .{ snapshot.index, snapshot.l1_entries });
+            try checker.findings.put(.corruption, "snapshot table", "snapshot {index} l1_size={value:x}: L1 table is too large; snapshot table entry corrupted", .{ .offset = snapshot.offset, .index = snapshot.index, .value = snapshot.l1_entries, .expected = header_zig.max_l1_bytes / 8 });
         } else if (snapshot.l1_entries > 0) {
             list[count] = .{ .offset = snapshot.l1_offset, .entries = snapshot.l1_entries };
             count += 1;
@@ -155,13 +158,13 @@ fn bitmapTables(checker: *Checker, opened: open.Opened, window: *Window) block.E
         try checker.reference(bitmap.table_offset, @as(u64, bitmap.table_entries) * 8, 1);
         var table = bitmaps.Table.init(checker.device, window, bitmap);
         if (table.inside() > budget)
-            return checker.findings.add(.check_error, .{ .structure = "bitmap table", .offset = bitmap.table_offset, .index = index }, "bitmap tables overlap: more bytes of them than the file has, the rest is not checked", .{});
+            return checker.findings.put(.check_error, "bitmap table", "bitmap tables overlap: more bytes of them than the file has, the rest is not checked", .{ .offset = bitmap.table_offset, .index = index });
         budget -= table.inside();
         const whole = table;
         while (try table.next()) |word| {
             // QEMU gives up on the whole check here.
             if (!bitmap.readable() or bitmaps.tableEntry(header, word) == null)
-                return checker.context.diagnostic.refuse(.corrupt, .{ .format = format, .structure = "bitmap table", .offset = table.at - 8, .value = word }, "qcow2: check failed: the table of bitmap {d} has the entry {x}", .{ index, word });
+                return refuse(checker.context.diagnostic, .corrupt, "bitmap table", "check failed: bitmap table entry {value:x} at byte {offset}", table.at - 8, word, none);
         }
         table = whole;
         while (try table.next()) |word| {

@@ -4,6 +4,8 @@ const std = @import("std");
 const block = @import("block");
 const messages = @import("messages");
 const image = @import("../image.zig");
+const template = @import("template.zig");
+const none = template.none;
 
 /// Findings of one kind that are sent; the rest is only counted.
 const sent_limit = 1000;
@@ -17,6 +19,24 @@ pub const Details = struct {
     index: ?u64 = null,
     value: ?u64 = null,
     expected: ?u64 = null,
+};
+
+const Number = enum { count, offset, index, value, expected };
+
+const Site = struct {
+    kind: Kind,
+    structure: []const u8,
+    template: template.Template(Number),
+};
+
+/// The numbers of a finding; `none` where there is none.
+pub const Numbers = struct {
+    /// How much it adds to its counter.
+    count: u64 = 1,
+    offset: u64 = none,
+    index: u64 = none,
+    value: u64 = none,
+    expected: u64 = none,
 };
 
 pub const Findings = struct {
@@ -35,6 +55,26 @@ pub const Findings = struct {
         var buffer: [384]u8 = undefined;
         // A text that does not fit is cut.
         try self.send(kind, details.*, block.sentence.fill(&buffer, text, arguments));
+    }
+
+    /// As `add`, for the many findings whose text needs nothing but their numbers: `text` may name them, see
+    /// template.zig.
+    pub inline fn put(self: *Findings, comptime kind: Kind, comptime structure: []const u8, comptime text: []const u8, numbers: Numbers) block.Error!void {
+        const site = comptime Site{ .kind = kind, .structure = structure, .template = .parse(text) };
+        return self.record(&site, numbers.count, numbers.offset, numbers.index, numbers.value, numbers.expected);
+    }
+
+    noinline fn record(self: *Findings, site: *const Site, times: u64, offset: u64, index: u64, value: u64, expected: u64) block.Error!void {
+        if (!self.count(site.kind, times)) return;
+        var buffer: [384]u8 = undefined;
+        return self.send(site.kind, .{
+            .count = times,
+            .structure = site.structure,
+            .offset = template.known(offset),
+            .index = template.known(index),
+            .value = template.known(value),
+            .expected = template.known(expected),
+        }, site.template.fill(&buffer, &.{ times, offset, index, value, expected }));
     }
 
     /// Whether the finding should be sent too.

@@ -6,6 +6,7 @@ const block = @import("block");
 const check = @import("check.zig");
 const open = @import("open.zig");
 const refcount = @import("refcount.zig");
+const Numbers = @import("check_findings.zig").Numbers;
 const Window = @import("window.zig").Window;
 const Checker = check.Checker;
 
@@ -35,16 +36,16 @@ pub fn refcountBlocks(c: *Checker, window: *Window) block.Error!void {
         const offset = word & refcount.table_offset_mask;
         const cluster = offset >> header.cluster_bits;
         if (word & refcount.table_reserved_mask != 0) {
-            try c.findings.add(.corruption, .{ .structure = "refcount table", .offset = at, .index = index, .value = word }, "refcount table entry {d} has reserved bits set: {x}", .{ index, word });
+            try c.findings.put(.corruption, "refcount table", "refcount table entry {index} has reserved bits set: {value:x}", .{ .offset = at, .index = index, .value = word });
         } else if (header.offsetInCluster(offset) != 0) {
-            try c.findings.add(.corruption, .{ .structure = "refcount table", .offset = at, .index = index, .value = offset }, "refcount block {d} is not cluster aligned; refcount table entry corrupted", .{index});
+            try c.findings.put(.corruption, "refcount table", "refcount block {index} is not cluster aligned; refcount table entry corrupted", .{ .offset = at, .index = index, .value = offset });
         } else if (cluster >= c.limit) {
-            try c.findings.add(.corruption, .{ .structure = "refcount table", .offset = at, .index = index, .value = offset, .expected = c.device.length }, "refcount block {d} is outside image: byte {d}", .{ index, offset });
+            try c.findings.put(.corruption, "refcount table", "refcount block {index} is outside image: byte {value}, file has {expected}", .{ .offset = at, .index = index, .value = offset, .expected = c.device.length });
         } else {
             try c.reference(offset, header.clusterSize(), 1);
             const count = c.counts.get(cluster);
             if (count != 1)
-                try c.findings.add(.corruption, .{ .structure = "refcount table", .offset = at, .index = index, .value = count, .expected = 1 }, "refcount block {d} refcount={d}", .{ index, count });
+                try c.findings.put(.corruption, "refcount table", "refcount block {index} refcount={value}", .{ .offset = at, .index = index, .value = count, .expected = 1 });
         }
     }
 }
@@ -65,7 +66,7 @@ pub fn compare(c: *Checker) block.Error!u64 {
             const empty = c.counts.pageEmpty(cluster);
             switch (run.content) {
                 .unreadable => |offset| {
-                    try c.findings.add(.check_error, .{ .count = end - cluster, .structure = "refcount table", .offset = offset, .index = cluster }, "can't get refcount for the clusters {d} to {d}: refcount block offset {x}", .{ cluster, end - 1, offset });
+                    try c.findings.put(.check_error, "refcount table", "can't get refcount for {count} clusters from {index} on: refcount block offset {offset:x}", .{ .count = end - cluster, .offset = offset, .index = cluster });
                     cluster = end;
                 },
                 .zero => {
@@ -111,20 +112,17 @@ const Mismatch = struct {
     fn flush(self: *Mismatch) block.Error!void {
         if (self.count == 0) return;
         const c = self.checker;
-        const last = self.first + self.count - 1;
-        const details: @import("check_findings.zig").Details = .{
+        const numbers: Numbers = .{
             .count = self.count,
-            .structure = "refcount block",
             .offset = self.first << c.header.cluster_bits,
             .index = self.first,
             .value = self.stored,
             .expected = self.counted,
         };
-        const leak = self.stored > self.counted;
-        if (self.count == 1) {
-            try c.findings.add(if (leak) .leak else .corruption, details, "{s}cluster {d} refcount={d} reference={d}", .{ if (leak) "leaked " else "", self.first, self.stored, self.counted });
+        if (self.stored > self.counted) {
+            try c.findings.put(.leak, "refcount block", "leaked: {count} clusters from {index} on refcount={value} reference={expected}", numbers);
         } else {
-            try c.findings.add(if (leak) .leak else .corruption, details, "{s}clusters {d} to {d} refcount={d} reference={d}", .{ if (leak) "leaked " else "", self.first, last, self.stored, self.counted });
+            try c.findings.put(.corruption, "refcount block", "{count} clusters from {index} on refcount={value} reference={expected}", numbers);
         }
         self.count = 0;
     }

@@ -78,7 +78,7 @@ pub const Walk = struct {
             const bytes = table.entries * 8;
             const clipped = if (table.offset < c.device.length) @min(bytes, c.device.length - table.offset) else 0;
             if (clipped > budget)
-                return c.findings.add(.check_error, .{ .structure = "snapshot L1 table", .offset = table.offset }, "snapshots' L1 tables overlap: more bytes of them than the file has, the rest is not checked", .{});
+                return c.findings.put(.check_error, "snapshot L1 table", "snapshots' L1 tables overlap: more bytes of them than the file has, the rest is not checked", .{ .offset = table.offset });
             budget -= clipped;
             try c.reference(table.offset, bytes, table.times);
             var entries = Entries.init(self, table.offset, table.entries);
@@ -117,11 +117,11 @@ pub const Walk = struct {
     fn l1Entry(self: *Walk, entry: L1Entry, times: u64) block.Error!u64 {
         const c = self.checker;
         if (entry.word & tables.l1_reserved_mask != 0)
-            try c.findings.add(.corruption, .{ .count = times, .structure = "L1 table", .offset = entry.at, .index = entry.index, .value = entry.word }, "L1 entry with reserved bits set: {x}", .{entry.word});
+            try c.findings.put(.corruption, "L1 table", "L1 entry with reserved bits set: {value:x}", .{ .count = times, .offset = entry.at, .index = entry.index, .value = entry.word });
         const offset = entry.word & tables.offset_mask;
         try c.reference(offset, c.header.clusterSize(), times);
         if (c.header.offsetInCluster(offset) != 0)
-            try c.findings.add(.corruption, .{ .count = times, .structure = "L1 table", .offset = entry.at, .index = entry.index, .value = offset }, "l2_offset={x}: table is not cluster aligned; L1 entry corrupted", .{offset});
+            try c.findings.put(.corruption, "L1 table", "l2_offset={value:x}: table is not cluster aligned; L1 entry corrupted", .{ .count = times, .offset = entry.at, .index = entry.index, .value = offset });
         return offset;
     }
 
@@ -129,7 +129,7 @@ pub const Walk = struct {
         const c = self.checker;
         const one = try c.storedIsOne(offset >> c.header.cluster_bits) orelse return;
         if (one != (entry.word & tables.copied != 0))
-            try c.findings.add(.corruption, .{ .structure = "L1 table", .offset = entry.at, .index = entry.index, .value = entry.word }, "OFLAG_COPIED L2 cluster: l1_index={d} l1_entry={x}, its refcount is {s}", .{ entry.index, entry.word, notOne(one) });
+            try c.findings.put(.corruption, "L1 table", "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={value:x}, but its refcount is not what that says", .{ .offset = entry.at, .index = entry.index, .value = entry.word });
     }
 
     fn use(self: *Walk, new: Use) block.Error!void {
@@ -167,7 +167,7 @@ pub const Walk = struct {
             if (table.offset >= c.device.length) continue;
             if (c.header.offsetInCluster(table.offset) != 0) {
                 if (unaligned_budget < c.header.clusterSize()) {
-                    try c.findings.add(.check_error, .{ .structure = "L2 table", .offset = table.offset }, "too many L2 tables that are not cluster aligned; their entries are not checked", .{});
+                    try c.findings.put(.check_error, "L2 table", "too many L2 tables that are not cluster aligned; their entries are not checked", .{ .offset = table.offset });
                     break;
                 }
                 unaligned_budget -= c.header.clusterSize();
@@ -177,10 +177,6 @@ pub const Walk = struct {
         try batch.run();
     }
 };
-
-pub fn notOne(one: bool) []const u8 {
-    return if (one) "1" else "not 1";
-}
 
 /// Pieces of L2 tables that are read together.
 const Batch = struct {
@@ -247,14 +243,14 @@ const Batch = struct {
         const at = use.offset + (index << header.l2EntryBits());
         const kind = entry.kind(header);
         if (kind != .compressed and entry.word & tables.l2_reserved_mask != 0)
-            try c.findings.add(.corruption, .{ .count = times, .structure = "L2 table", .offset = at, .index = index, .value = entry.word }, "L2 entry with reserved bits set: {x}", .{entry.word});
+            try c.findings.put(.corruption, "L2 table", "L2 entry with reserved bits set: {value:x}", .{ .count = times, .offset = at, .index = index, .value = entry.word });
         switch (kind) {
             .compressed => {
                 const place = tables.compressedPlace(header, entry.word);
                 if (entry.word & tables.copied != 0)
-                    try c.findings.add(.corruption, .{ .count = times, .structure = "L2 table", .offset = at, .index = index, .value = entry.word }, "coffset={x}: copied flag must never be set for compressed clusters", .{place.offset});
+                    try c.findings.put(.corruption, "L2 table", "coffset={value:x}: copied flag must never be set for compressed clusters", .{ .count = times, .offset = at, .index = index, .value = place.offset });
                 if (header.hasDataFile() or entry.bitmap != 0)
-                    return c.findings.add(.corruption, .{ .count = times, .structure = "L2 table", .offset = at, .index = index, .value = entry.word }, "compressed cluster {d} with {s}, entry={x}", .{ index, if (header.hasDataFile()) "data file" else "non-zero subcluster allocation bitmap", entry.word });
+                    return c.findings.put(.corruption, "L2 table", "compressed cluster {index} where there is a data file or a subcluster bitmap, entry={value:x}", .{ .count = times, .offset = at, .index = index, .value = entry.word });
                 try c.reference(place.offset, place.length, times);
                 report.allocated_clusters.? += use.active;
                 report.compressed_clusters.? += use.active;
@@ -265,10 +261,9 @@ const Batch = struct {
             .normal, .zero_allocated => {
                 const offset = entry.offset();
                 if (entry.allocatedBits() & entry.zeroBits() != 0)
-                    try c.findings.add(.corruption, .{ .count = times, .structure = "L2 table", .offset = at, .index = index, .value = entry.bitmap }, "offset={x}: allocated cluster has corrupted subcluster allocation bitmap {x}", .{ offset, entry.bitmap });
+                    try c.findings.put(.corruption, "L2 table", "offset={expected:x}: allocated cluster has corrupted subcluster allocation bitmap {value:x}", .{ .count = times, .offset = at, .index = index, .value = entry.bitmap, .expected = offset });
                 if (header.offsetInCluster(offset) != 0) {
-                    const data = if (header.extendedL2()) entry.allocatedBits() != 0 else kind == .normal;
-                    try c.findings.add(.corruption, .{ .count = times, .structure = "L2 table", .offset = at, .index = index, .value = offset }, "offset={x}: {s} cluster is not properly aligned; L2 entry corrupted", .{ offset, if (data) "data" else "preallocated" });
+                    try c.findings.put(.corruption, "L2 table", "offset={value:x}: data or preallocated cluster is not properly aligned; L2 entry corrupted", .{ .count = times, .offset = at, .index = index, .value = offset });
                 }
                 if (use.active > 0) {
                     report.allocated_clusters.? += use.active;
@@ -281,7 +276,7 @@ const Batch = struct {
             },
             .zero_plain => {},
             .unallocated => if (entry.allocatedBits() != 0)
-                try c.findings.add(.corruption, .{ .count = times, .structure = "L2 table", .offset = at, .index = index, .value = entry.bitmap }, "unallocated cluster has non-zero subcluster allocation map {x}", .{entry.bitmap}),
+                try c.findings.put(.corruption, "L2 table", "unallocated cluster has non-zero subcluster allocation map {value:x}", .{ .count = times, .offset = at, .index = index, .value = entry.bitmap }),
         }
     }
 
@@ -290,6 +285,6 @@ const Batch = struct {
         // What lies in an external data file has no refcount and counts as referred to once.
         const one_reference = if (c.header.hasDataFile()) true else try c.storedIsOne(entry.offset() >> c.header.cluster_bits) orelse return;
         if (one_reference != (entry.word & tables.copied != 0))
-            try c.findings.add(.corruption, .{ .count = use.active, .structure = "L2 table", .offset = at, .index = index, .value = entry.word }, "OFLAG_COPIED data cluster: l2_entry={x}, its refcount is {s}", .{ entry.word, notOne(one_reference) });
+            try c.findings.put(.corruption, "L2 table", "OFLAG_COPIED data cluster: l2_entry={value:x}, but its refcount is not what that says", .{ .count = use.active, .offset = at, .index = index, .value = entry.word });
     }
 };

@@ -6,9 +6,10 @@ const image = @import("../image.zig");
 const header_zig = @import("header.zig");
 const Window = @import("window.zig").Window;
 const Header = header_zig.Header;
+const template = @import("template.zig");
+const refuse = template.refuse;
+const none = template.none;
 const big = header_zig.big;
-
-const format = "qcow2";
 
 pub const Type = struct {
     pub const end: u32 = 0;
@@ -57,12 +58,12 @@ pub fn read(context: image.Context, window: *Window, header: Header) block.Error
         const at = offset;
         offset += 8;
         if (offset > end or length > end - offset)
-            return diagnostic.refuse(.out_of_bounds, .{ .format = format, .structure = "header extension", .offset = at, .value = length, .limit = end - @min(end, offset) }, "qcow2: header extension too large: {x:0>8} at byte {d} has {d} bytes, the extensions end at {d}", .{ kind, at, length, end });
+            return refuse(diagnostic, .out_of_bounds, "header extension", "header extension too large: the one at byte {offset} has {value} bytes, the extensions end at byte {limit}", at, length, end);
         switch (kind) {
             Type.end => return found,
             Type.backing_format => {
                 if (length >= 16)
-                    return diagnostic.refuse(.too_large, .{ .format = format, .structure = "header extension", .offset = at, .value = length, .limit = 15 }, "qcow2: backing format extension too large: {d} bytes, at most 15", .{length});
+                    return refuse(diagnostic, .too_large, "header extension", "backing format extension too large: {value} bytes, at most {limit}", at, length, 15);
                 found.backing_format = .{ .offset = offset, .length = length };
             },
             Type.feature_names => found.feature_names = .{ .offset = offset, .length = length },
@@ -70,7 +71,7 @@ pub fn read(context: image.Context, window: *Window, header: Header) block.Error
             Type.crypto_header => found.crypto = try cryptoHeader(diagnostic, window, header, offset, length),
             Type.bitmaps => {
                 if (length != 24)
-                    return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "bitmaps extension", .offset = at, .value = length, .limit = 24 }, "qcow2: bitmaps extension: invalid length {d}, must be 24", .{length});
+                    return refuse(diagnostic, .corrupt, "bitmaps extension", "bitmaps extension: invalid length {value}, must be {limit}", at, length, 24);
                 if (header.autoclear & header_zig.Autoclear.bitmaps == 0) {
                     found.stale_bitmaps = true;
                 } else {
@@ -91,30 +92,29 @@ pub fn read(context: image.Context, window: *Window, header: Header) block.Error
 
 fn cryptoHeader(diagnostic: *block.Diagnostic, window: *Window, header: Header, offset: u64, length: u32) block.Error!CryptoHeader {
     if (header.crypt_method != @intFromEnum(header_zig.Crypt.luks))
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "encryption extension", .offset = offset, .value = header.crypt_method }, "qcow2: encryption header extension only expected with LUKS encryption method", .{});
+        return refuse(diagnostic, .corrupt, "encryption extension", "encryption header extension only expected with LUKS encryption method", offset, header.crypt_method, none);
     if (length != 16)
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "encryption extension", .offset = offset, .value = length, .limit = 16 }, "qcow2: encryption header extension has {d} bytes, must have 16", .{length});
+        return refuse(diagnostic, .corrupt, "encryption extension", "encryption header extension has {value} bytes, must have {limit}", offset, length, 16);
     const body = try window.bytes(offset, 16);
     const place: CryptoHeader = .{ .offset = big(u64, body, 0), .length = big(u64, body, 8) };
     if (header.offsetInCluster(place.offset) != 0)
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "encryption extension", .offset = offset, .value = place.offset, .limit = header.clusterSize() }, "qcow2: encryption header offset {d} is not a multiple of the cluster size {d}", .{ place.offset, header.clusterSize() });
+        return refuse(diagnostic, .corrupt, "encryption extension", "encryption header offset {value} is not a multiple of the cluster size {limit}", offset, place.offset, header.clusterSize());
     return place;
 }
 
 fn bitmaps(diagnostic: *block.Diagnostic, window: *Window, header: Header, offset: u64) block.Error!Bitmaps {
     const body = try window.bytes(offset, 24);
     const found: Bitmaps = .{ .count = big(u32, body, 0), .directory_size = big(u64, body, 8), .directory_offset = big(u64, body, 16) };
-    const details: block.Diagnostic.Details = .{ .format = format, .structure = "bitmaps extension", .offset = offset };
     if (big(u32, body, 4) != 0)
-        return diagnostic.refuse(.corrupt, details, "qcow2: bitmaps extension: reserved field is not zero", .{});
+        return refuse(diagnostic, .corrupt, "bitmaps extension", "bitmaps extension: reserved field is not zero", offset, big(u32, body, 4), none);
     if (found.count > max_bitmaps)
-        return diagnostic.refuse(.too_large, details, "qcow2: bitmaps extension: image has {d} bitmaps, at most {d}", .{ found.count, @as(u32, max_bitmaps) });
+        return refuse(diagnostic, .too_large, "bitmaps extension", "bitmaps extension: image has {value} bitmaps, at most {limit}", offset, found.count, max_bitmaps);
     if (found.count == 0)
-        return diagnostic.refuse(.corrupt, details, "qcow2: found bitmaps extension with zero bitmaps", .{});
+        return refuse(diagnostic, .corrupt, "bitmaps extension", "found bitmaps extension with zero bitmaps", offset, none, none);
     if (header.offsetInCluster(found.directory_offset) != 0)
-        return diagnostic.refuse(.corrupt, details, "qcow2: bitmaps extension: invalid bitmap directory offset {d}", .{found.directory_offset});
+        return refuse(diagnostic, .corrupt, "bitmaps extension", "bitmaps extension: invalid bitmap directory offset {value}", offset, found.directory_offset, none);
     if (found.directory_size > max_bitmap_directory)
-        return diagnostic.refuse(.too_large, details, "qcow2: bitmaps extension: bitmap directory size ({d}) exceeds the maximum ({d})", .{ found.directory_size, @as(u32, max_bitmap_directory) });
+        return refuse(diagnostic, .too_large, "bitmaps extension", "bitmaps extension: bitmap directory size ({value}) exceeds the maximum ({limit})", offset, found.directory_size, max_bitmap_directory);
     return found;
 }
 
@@ -160,7 +160,7 @@ pub fn checkFeatures(context: image.Context, window: *Window, header: Header) bl
         used += name.len;
         unknown &= ~(@as(u64, 1) << bit);
     }
-    const details: block.Diagnostic.Details = .{ .format = format, .structure = "header", .offset = 72, .value = header.incompatible, .limit = header_zig.Incompatible.known };
+    const details: block.Diagnostic.Details = .{ .format = "qcow2", .structure = "header", .offset = 72, .value = header.incompatible, .limit = header_zig.Incompatible.known };
     if (unknown == 0)
         return context.diagnostic.refuse(.unsupported, details, "qcow2: unsupported qcow2 feature(s): {s}", .{text[0..used]});
     return context.diagnostic.refuse(.unsupported, details, "qcow2: unsupported qcow2 feature(s): {s}{s}unknown incompatible feature: {x}", .{ text[0..used], if (used > 0) ", " else "", unknown });

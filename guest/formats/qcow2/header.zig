@@ -4,6 +4,9 @@
 
 const std = @import("std");
 const block = @import("block");
+const template = @import("template.zig");
+const refuse = template.refuse;
+const none = template.none;
 
 pub const magic = 0x514649fb; // "QFI\xfb"
 /// Bytes of a version 2 header, and of the shortest version 3 header.
@@ -148,35 +151,35 @@ pub fn big(comptime T: type, bytes: []const u8, offset: usize) T {
     return std.mem.readInt(T, bytes[offset..][0..@sizeOf(T)], .big);
 }
 
-const format = "qcow2";
-
 /// The header's fields with what only depends on themselves checked: magic, version, cluster size, lengths and the
 /// compression type.  Feature bits and tables come after, see `checkTables`.
 pub fn parse(diagnostic: *block.Diagnostic, bytes: *const [known_length]u8) error{Refused}!Header {
     if (big(u32, bytes, 0) != magic)
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "header", .offset = 0, .value = big(u32, bytes, 0) }, "qcow2: image is not in qcow2 format", .{});
+        return refuse(diagnostic, .corrupt, "header", "image is not in qcow2 format", 0, big(u32, bytes, 0), none);
     const version = big(u32, bytes, 4);
     if (version != 2 and version != 3)
-        return diagnostic.refuse(.unsupported, .{ .format = format, .structure = "header", .offset = 4, .value = version, .limit = 3 }, "qcow2: unsupported qcow2 version {d}", .{version});
+        return refuse(diagnostic, .unsupported, "header", "unsupported qcow2 version {value}", 4, version, 3);
     const cluster_bits = big(u32, bytes, 20);
     if (cluster_bits < min_cluster_bits or cluster_bits > max_cluster_bits)
-        return diagnostic.refuse(.unsupported, .{ .format = format, .structure = "header", .offset = 20, .value = cluster_bits, .limit = max_cluster_bits }, "qcow2: unsupported cluster size 2^{d}, allowed are 2^9 to 2^21", .{cluster_bits});
+        return refuse(diagnostic, .unsupported, "header", "unsupported cluster size 2^{value}, allowed are 2^9 to 2^21", 20, cluster_bits, max_cluster_bits);
     const cluster_size = @as(u64, 1) << @intCast(cluster_bits);
     const v3 = version >= 3;
     const length: u32 = if (v3) big(u32, bytes, 100) else v2_length;
     if (v3 and length < v3_length)
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "header", .offset = 100, .value = length, .limit = v3_length }, "qcow2: header too short: it states {d} bytes, version 3 has at least 104", .{length});
+        return refuse(diagnostic, .corrupt, "header", "header too short: it states {value} bytes, version 3 has at least 104", 100, length, v3_length);
     if (length > cluster_size)
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "header", .offset = 100, .value = length, .limit = cluster_size }, "qcow2: header exceeds cluster size: {d} bytes, the cluster has {d}", .{ length, cluster_size });
+        return refuse(diagnostic, .corrupt, "header", "header exceeds cluster size: {value} bytes, the cluster has {limit}", 100, length, cluster_size);
     const backing_offset = big(u64, bytes, 8);
     if (backing_offset > cluster_size)
-        return diagnostic.refuse(.out_of_bounds, .{ .format = format, .structure = "header", .offset = 8, .value = backing_offset, .limit = cluster_size }, "qcow2: invalid backing file offset {d}, the first cluster ends at {d}", .{ backing_offset, cluster_size });
+        return refuse(diagnostic, .out_of_bounds, "header", "invalid backing file offset {value}, the first cluster ends at {limit}", 8, backing_offset, cluster_size);
     const incompatible = if (v3) big(u64, bytes, 72) else 0;
     const compression: u8 = if (length > v3_length) bytes[104] else 0;
     if (compression > 1)
-        return diagnostic.refuse(.unsupported, .{ .format = format, .structure = "header", .offset = 104, .value = compression, .limit = 1 }, "qcow2: unknown compression type: {d}", .{compression});
-    if ((compression != 0) != (incompatible & Incompatible.compression != 0))
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "header", .offset = 72, .value = compression }, "qcow2: compression type incompatible feature bit must {s}be set for compression type {d}", .{ if (compression == 0) "not " else "", compression });
+        return refuse(diagnostic, .unsupported, "header", "unknown compression type: {value}", 104, compression, 1);
+    if (compression == 0 and incompatible & Incompatible.compression != 0)
+        return refuse(diagnostic, .corrupt, "header", "compression type incompatible feature bit must not be set for compression type 0", 72, compression, none);
+    if (compression != 0 and incompatible & Incompatible.compression == 0)
+        return refuse(diagnostic, .corrupt, "header", "compression type incompatible feature bit must be set for compression type {value}", 72, compression, none);
     return .{
         .version = version,
         .header_length = length,
@@ -200,14 +203,14 @@ pub fn parse(diagnostic: *block.Diagnostic, bytes: *const [known_length]u8) erro
 }
 
 /// Size and place of a table: at most `limit` bytes, on a cluster boundary, its end below QEMU's largest offset.
-pub fn checkTable(diagnostic: *block.Diagnostic, header: Header, name: []const u8, offset: u64, entries: u64, entry_bytes: u64, limit: u64) error{Refused}!void {
+fn checkTable(diagnostic: *block.Diagnostic, header: Header, comptime name: []const u8, offset: u64, entries: u64, entry_bytes: u64, limit: u64) error{Refused}!void {
     if (entries > limit / entry_bytes)
-        return diagnostic.refuse(.too_large, .{ .format = format, .structure = name, .offset = offset, .value = entries, .limit = limit / entry_bytes }, "qcow2: {s} too large: {d} entries, at most {d}", .{ name, entries, limit / entry_bytes });
+        return refuse(diagnostic, .too_large, name, name ++ " too large: {value} entries, at most {limit}", offset, entries, limit / entry_bytes);
     const length = entries * entry_bytes;
     if (offset > std.math.maxInt(i64) - length or header.offsetInCluster(offset) != 0)
-        return diagnostic.refuse(.out_of_bounds, .{ .format = format, .structure = name, .offset = offset, .value = offset }, "qcow2: {s} offset invalid: {d}", .{ name, offset });
+        return refuse(diagnostic, .out_of_bounds, name, name ++ " offset invalid: {value}", offset, offset, none);
     if (length > 0 and offset > max_offset - length)
-        return diagnostic.refuse(.out_of_bounds, .{ .format = format, .structure = name, .offset = offset, .value = offset, .limit = max_offset }, "qcow2: could not read {s}: it ends at byte {d}", .{ name, offset + length });
+        return refuse(diagnostic, .out_of_bounds, name, "could not read " ++ name ++ ": it ends at byte {value}", offset, offset + length, max_offset);
 }
 
 /// What an image is opened for; a check looks at broken snapshot and refcount tables that others refuse.
@@ -216,11 +219,11 @@ pub const Purpose = enum { content, information, check };
 /// The second half of the header's checks, which QEMU does after it knows all feature bits.
 pub fn checkTables(diagnostic: *block.Diagnostic, header: Header, purpose: Purpose) error{Refused}!void {
     if (header.extendedL2() and header.cluster_bits < 14)
-        return diagnostic.refuse(.unsupported, .{ .format = format, .structure = "header", .offset = 20, .value = header.cluster_bits, .limit = 14 }, "qcow2: unsupported subcluster size: {d}, extended L2 entries need clusters of at least 16384 bytes", .{header.clusterSize() / 32});
+        return refuse(diagnostic, .unsupported, "header", "unsupported subcluster size: {value}, extended L2 entries need {limit} bytes, which is clusters of at least 16384", 20, header.clusterSize() / 32, 512);
     if (header.refcount_order > 6)
-        return diagnostic.refuse(.unsupported, .{ .format = format, .structure = "header", .offset = 96, .value = header.refcount_order, .limit = 6 }, "qcow2: reference count entry width too large; may not exceed 64 bits", .{});
+        return refuse(diagnostic, .unsupported, "header", "reference count entry width too large; may not exceed 64 bits", 96, header.refcount_order, 6);
     if (header.refcount_table_clusters == 0 and purpose != .check)
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "refcount table", .offset = 56 }, "qcow2: image does not contain a reference count table", .{});
+        return refuse(diagnostic, .corrupt, "refcount table", "image does not contain a reference count table", 56, none, none);
     try checkTable(diagnostic, header, "refcount table", header.refcount_table_offset, header.refcount_table_clusters, header.clusterSize(), max_refcount_table_bytes);
     if (purpose != .check)
         try checkSnapshotTable(diagnostic, header);
@@ -228,12 +231,12 @@ pub fn checkTables(diagnostic: *block.Diagnostic, header: Header, purpose: Purpo
     // Sizes from 2^63 on are negative for QEMU: it refuses them or reads nonsense.
     const shift = header.l1Shift();
     if (header.size > std.math.maxInt(i64) - ((@as(u64, 1) << shift) - 1) or (header.size >> shift) >= std.math.maxInt(i32))
-        return diagnostic.refuse(.too_large, .{ .format = format, .structure = "header", .offset = 24, .value = header.size, .limit = std.math.maxInt(i64) }, "qcow2: image is too big: {d} bytes", .{header.size});
+        return refuse(diagnostic, .too_large, "header", "image is too big: {value} bytes", 24, header.size, std.math.maxInt(i64));
     const needed = (header.size + (@as(u64, 1) << shift) - 1) >> shift;
     if (header.l1_entries < needed)
-        return diagnostic.refuse(.corrupt, .{ .format = format, .structure = "active L1 table", .offset = 36, .value = header.l1_entries, .limit = needed }, "qcow2: L1 table is too small: {d} entries, {d} bytes need {d}", .{ header.l1_entries, header.size, needed });
+        return refuse(diagnostic, .corrupt, "active L1 table", "L1 table is too small: {value} entries, the virtual size needs {limit}", 36, header.l1_entries, needed);
     if (header.crypt_method > 2)
-        return diagnostic.refuse(.unsupported, .{ .format = format, .structure = "header", .offset = 32, .value = header.crypt_method, .limit = 2 }, "qcow2: unsupported encryption method {d}", .{header.crypt_method});
+        return refuse(diagnostic, .unsupported, "header", "unsupported encryption method {value}", 32, header.crypt_method, 2);
 }
 
 pub fn checkSnapshotTable(diagnostic: *block.Diagnostic, header: Header) error{Refused}!void {

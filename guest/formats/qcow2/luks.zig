@@ -9,9 +9,11 @@ const text = @import("../text.zig");
 const CryptoHeader = @import("extensions.zig").CryptoHeader;
 const header_zig = @import("header.zig");
 const open = @import("open.zig");
+const template = @import("template.zig");
+const refuse = template.refuse;
+const none = template.none;
 const big = header_zig.big;
 
-const format = "qcow2";
 const magic = "LUKS\xba\xbe";
 const header_bytes = 592;
 const slot_count = 8;
@@ -22,18 +24,17 @@ const slot_inactive = 0x0000dead;
 
 pub fn read(context: image.Context, device: block.Device, place: CryptoHeader) block.Error!messages.InfoLuks {
     const diagnostic = context.diagnostic;
-    const details: block.Diagnostic.Details = .{ .format = format, .structure = "encryption header", .offset = place.offset };
     if (place.length < header_bytes or place.offset > header_zig.max_offset - header_bytes)
-        return diagnostic.refuse(.out_of_bounds, details, "qcow2: unable to read LUKS header: {d} bytes at byte {d}", .{ place.length, place.offset });
+        return refuse(diagnostic, .out_of_bounds, "encryption header", "unable to read LUKS header: {value} bytes at byte {offset}", place.offset, place.length, none);
     const bytes = context.allocator.alloc(u8, header_bytes) catch return open.noMemory(context, header_bytes);
     try device.readPadded(place.offset, bytes);
     if (!std.mem.eql(u8, bytes[0..6], magic))
-        return diagnostic.refuse(.corrupt, details, "qcow2: volume is not in LUKS format", .{});
+        return refuse(diagnostic, .corrupt, "encryption header", "volume is not in LUKS format", place.offset, none, none);
     if (big(u16, bytes, 6) != 1)
-        return diagnostic.refuse(.unsupported, details, "qcow2: LUKS version {d} is not supported", .{big(u16, bytes, 6)});
+        return refuse(diagnostic, .unsupported, "encryption header", "LUKS version {value} is not supported", place.offset, big(u16, bytes, 6), 1);
     const mode = std.mem.sliceTo(bytes[40..72], 0);
     const dash = std.mem.indexOfScalar(u8, mode, '-') orelse
-        return diagnostic.refuse(.corrupt, details, "qcow2: unexpected cipher mode string format", .{});
+        return refuse(diagnostic, .corrupt, "encryption header", "unexpected cipher mode string format", place.offset, none, none);
     const generator = mode[dash + 1 ..];
     const colon = std.mem.indexOfScalar(u8, generator, ':');
     const cipher = std.mem.sliceTo(bytes[8..40], 0);
@@ -42,7 +43,7 @@ pub fn read(context: image.Context, device: block.Device, place: CryptoHeader) b
         const entry = bytes[slot_at + i * slot_bytes ..][0..slot_bytes];
         const state = big(u32, entry, 0);
         if (state != slot_active and state != slot_inactive)
-            return diagnostic.refuse(.corrupt, details, "qcow2: key slot {d} state (active/disable) is corrupted", .{i});
+            return refuse(diagnostic, .corrupt, "encryption header", "key slot {value} state (active/disable) is corrupted", place.offset, i, none);
         const in_use = state == slot_active;
         slot.* = .{
             .active = in_use,

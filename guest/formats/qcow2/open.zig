@@ -7,6 +7,9 @@ const header_zig = @import("header.zig");
 const extensions_zig = @import("extensions.zig");
 const snapshots = @import("snapshots.zig");
 const bitmaps = @import("bitmaps.zig");
+const template = @import("template.zig");
+const refuse = template.refuse;
+const none = template.none;
 const Window = @import("window.zig").Window;
 const Header = header_zig.Header;
 
@@ -54,7 +57,7 @@ pub const Opened = struct {
         };
         if (purpose != .information) try self.checkDataFile();
         if (header.crypt_method == @intFromEnum(header_zig.Crypt.luks) and extensions.crypto == null and purpose != .information)
-            return diagnostic.refuse(.corrupt, .{ .format = "qcow2", .structure = "header", .offset = 32 }, "qcow2: missing encryption header for crypt method 2", .{});
+            return refuse(diagnostic, .corrupt, "header", "missing encryption header for crypt method {value}", 32, header.crypt_method, none);
         try self.readBackingName();
         if (purpose != .check) {
             var iterator = try snapshots.Iterator.init(context, device, header);
@@ -68,12 +71,12 @@ pub const Opened = struct {
     }
 
     fn checkDataFile(self: *Opened) block.Error!void {
-        const details: block.Diagnostic.Details = .{ .format = "qcow2", .structure = "header" };
+        const diagnostic = self.context.diagnostic;
         if (self.header.hasDataFile()) {
             if (self.extensions.data_file == null)
-                return self.context.diagnostic.refuse(.corrupt, details, "qcow2: 'data-file' is required for this image, and it names none", .{});
+                return refuse(diagnostic, .corrupt, "header", "'data-file' is required for this image, and it names none", 72, self.header.incompatible, none);
         } else if (self.header.dataFileRaw()) {
-            return self.context.diagnostic.refuse(.corrupt, details, "qcow2: data-file-raw requires a data file", .{});
+            return refuse(diagnostic, .corrupt, "header", "data-file-raw requires a data file", 88, self.header.autoclear, none);
         }
     }
 
@@ -82,7 +85,7 @@ pub const Opened = struct {
         if (header.backing_offset == 0) return;
         const limit = @min(header_zig.max_backing_name, header.clusterSize() - header.backing_offset);
         if (header.backing_length > limit)
-            return self.context.diagnostic.refuse(.too_large, .{ .format = "qcow2", .structure = "backing file name", .offset = header.backing_offset, .value = header.backing_length, .limit = limit }, "qcow2: backing file name too long: {d} bytes, at most {d}", .{ header.backing_length, limit });
+            return refuse(self.context.diagnostic, .too_large, "backing file name", "backing file name too long: {value} bytes, at most {limit}", header.backing_offset, header.backing_length, limit);
         const name = (try textAt(self.context, self.window, .{ .offset = header.backing_offset, .length = header.backing_length }, header_zig.max_backing_name)).?;
         if (name.len > 0) self.backing_name = name;
     }
@@ -97,7 +100,7 @@ pub fn newWindow(context: image.Context, device: block.Device, bytes: usize) blo
 }
 
 pub fn noMemory(context: image.Context, bytes: u64) error{Refused} {
-    return context.diagnostic.refuse(.no_memory, .{ .format = "qcow2", .value = bytes }, "qcow2: this image needs {d} more bytes of memory; raise --max-memory", .{bytes});
+    return refuse(context.diagnostic, .no_memory, "memory", "this image needs {value} more bytes of memory; raise --max-memory", none, bytes, none);
 }
 
 fn textAt(context: image.Context, window: *Window, place: ?extensions_zig.Place, limit: u32) block.Error!?[]const u8 {

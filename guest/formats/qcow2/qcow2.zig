@@ -29,6 +29,7 @@ test {
     _ = tables;
     _ = refcount;
     _ = segments;
+    _ = @import("template.zig");
     _ = @import("window.zig");
     _ = @import("check_counts.zig");
     _ = @import("test_qcow2.zig");

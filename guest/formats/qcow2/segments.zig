@@ -8,6 +8,7 @@ const open = @import("open.zig");
 const refcount = @import("refcount.zig");
 const tables = @import("tables.zig");
 const Header = @import("header.zig").Header;
+const template = @import("template.zig");
 const Window = @import("window.zig").Window;
 
 const format = "qcow2";
@@ -98,7 +99,7 @@ pub const Segments = struct {
             return .{ .kind = .unallocated };
         }
         if (header.offsetInCluster(table_offset) != 0)
-            return self.corrupt("L1 table", header.l1_offset + l1_index * 8, table_offset, "L2 table offset {x} unaligned (L1 index {d})", .{ table_offset, l1_index });
+            return self.corrupt("L1 table", "L2 table offset {value:x} unaligned (L1 index {limit})", header.l1_offset + l1_index * 8, table_offset, l1_index);
         const table_start = l1_index << l1_shift;
         if (table_offset >= self.opened.device.length) {
             // Reads as zeroes, as the file ends before.
@@ -116,7 +117,7 @@ pub const Segments = struct {
         length.* = @min(if (kind == .compressed) header.clusterSize() - in_cluster else unit_end - in_cluster, self.virtual_size - position);
         const l2_at = table_offset + (index << header.l2EntryBits());
         switch (kind) {
-            .invalid => return self.corrupt("L2 table", l2_at, entry.word, "invalid cluster entry {x} with subcluster bitmap {x}", .{ entry.word, entry.bitmap }),
+            .invalid => return self.corrupt("L2 table", "invalid cluster entry {value:x} with subcluster bitmap {limit:x}", l2_at, entry.word, entry.bitmap),
             .unallocated => return .{ .kind = .unallocated },
             .zero_plain => {
                 try self.checkZeroVersion(l2_at, entry.word);
@@ -124,16 +125,16 @@ pub const Segments = struct {
             },
             .compressed => {
                 if (header.hasDataFile())
-                    return self.corrupt("L2 table", l2_at, entry.word, "compressed cluster entry found in image with external data file", .{});
+                    return self.corrupt("L2 table", "compressed cluster entry found in image with external data file", l2_at, entry.word, template.none);
                 return .{ .kind = .data, .compressed = true };
             },
             .normal, .zero_allocated, .unallocated_allocated => {
                 const offset = entry.offset();
                 if (kind == .zero_allocated) try self.checkZeroVersion(l2_at, entry.word);
                 if (header.offsetInCluster(offset) != 0)
-                    return self.corrupt("L2 table", l2_at, offset, "cluster allocation offset {x} unaligned", .{offset});
+                    return self.corrupt("L2 table", "cluster allocation offset {value:x} unaligned", l2_at, offset, template.none);
                 if (header.hasDataFile() and offset != position - in_cluster)
-                    return self.corrupt("L2 table", l2_at, offset, "external data file host cluster offset {x} does not match guest cluster offset {x}", .{ offset, position - in_cluster });
+                    return self.corrupt("L2 table", "external data file host cluster offset {value:x} does not match guest cluster offset {limit:x}", l2_at, offset, position - in_cluster);
                 return .{
                     .kind = switch (kind) {
                         .normal => .data,
@@ -148,11 +149,11 @@ pub const Segments = struct {
 
     fn checkZeroVersion(self: *Segments, at_offset: u64, word: u64) error{Refused}!void {
         if (self.header.version < 3)
-            return self.corrupt("L2 table", at_offset, word, "zero cluster entry found in pre-v3 image", .{});
+            return self.corrupt("L2 table", "zero cluster entry found in pre-v3 image", at_offset, word, template.none);
     }
 
-    fn corrupt(self: *Segments, structure: []const u8, offset: u64, value: u64, comptime text: []const u8, arguments: anytype) error{Refused} {
-        return self.opened.context.diagnostic.refuse(.corrupt, .{ .format = format, .structure = structure, .offset = offset, .value = value }, "qcow2: image is corrupt: " ++ text, arguments);
+    inline fn corrupt(self: *Segments, comptime structure: []const u8, comptime text: []const u8, offset: u64, value: u64, limit: u64) error{Refused} {
+        return template.refuse(self.opened.context.diagnostic, .corrupt, structure, "image is corrupt: " ++ text, offset, value, limit);
     }
 
     /// Entries behind the end of the file are zero.

@@ -7,9 +7,9 @@ const header_zig = @import("header.zig");
 const Header = header_zig.Header;
 const Window = @import("window.zig").Window;
 const open = @import("open.zig");
+const refuse = @import("template.zig").refuse;
 const big = header_zig.big;
 
-const format = "qcow2";
 /// Bytes; QEMU's limits for the whole table and for the extra data of one entry.
 pub const max_table_bytes = 1024 * header_zig.max_snapshots;
 pub const max_extra_bytes = 1024;
@@ -65,12 +65,12 @@ pub const Iterator = struct {
         const name_length: u64 = big(u16, head, 14);
         const extra_length = big(u32, head, 36);
         if (extra_length > max_extra_bytes)
-            return self.diagnostic.refuse(.too_large, .{ .format = format, .structure = "snapshot table", .offset = start, .value = extra_length, .limit = max_extra_bytes }, "qcow2: too much extra metadata in snapshot table entry {d}: {d} bytes, at most {d}", .{ index, extra_length, @as(u32, max_extra_bytes) });
+            return refuse(self.diagnostic, .too_large, "snapshot table", "too much extra metadata in the snapshot table entry at byte {offset}: {value} bytes, at most {limit}", start, extra_length, max_extra_bytes);
         const length = header_zig.snapshot_entry_bytes + extra_length + id_length + name_length;
         self.offset = start + length;
         self.table_bytes = self.offset - self.header.snapshots_offset;
         if (self.table_bytes > max_table_bytes)
-            return self.diagnostic.refuse(.too_large, .{ .format = format, .structure = "snapshot table", .offset = start, .value = self.table_bytes, .limit = max_table_bytes }, "qcow2: snapshot table is too big: entry {d} ends {d} bytes behind its start, at most {d}", .{ index, self.table_bytes, @as(u32, max_table_bytes) });
+            return refuse(self.diagnostic, .too_large, "snapshot table", "snapshot table is too big: it has at least {value} bytes, at most {limit}", start, self.table_bytes, max_table_bytes);
         const entry = try self.window.?.bytes(start, @intCast(length));
         const extra = entry[40..][0..extra_length];
         const id = entry[40 + extra_length ..][0..@intCast(id_length)];
