@@ -164,6 +164,27 @@ def test_deadline_in_the_main_thread(runner: MachineRunner, name: str) -> None:
     assert runner.run(job("innocent"), ignore).status == 0
 
 
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
+def test_no_time_at_all(runner: MachineRunner, timeout: float) -> None:
+    with pytest.raises(UsageError, match="timeout"):
+        runner.run(job("innocent", timeout=timeout), ignore)
+
+
+def test_all_the_time_in_the_world(runner: MachineRunner) -> None:
+    assert runner.run(job("innocent", timeout=float("inf")), ignore).status == 0
+
+
+def test_kvm_that_fails_is_a_failure_of_the_run() -> None:
+    work = job("innocent")
+    with Machine(work.elf, 0, MEMORY) as machine:
+        os.close(machine.vcpu.fd)
+        failure = machine.run(work, ignore).failure
+        machine.vcpu.fd = -1
+        assert failure is not None
+        assert failure.kind == FailureKind.KVM
+        assert not machine.reusable
+
+
 def test_a_deadline_of_almost_nothing(runner: MachineRunner) -> None:
     assert timed_out(runner.run(job("spin", timeout=1e-9), ignore))
 

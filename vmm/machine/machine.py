@@ -59,6 +59,16 @@ def _ignore(_: Event) -> None:
     pass
 
 
+def _nanoseconds(timeout: float) -> int:
+    """A timeout in seconds as nanoseconds, at least 1; a year stands for more.
+
+    :raises UsageError: not above 0.
+    """
+    if not timeout > 0:
+        raise UsageError(f"a timeout of {timeout} s; it has to be above 0")
+    return max(1, int(min(timeout, 366 * 86400.0) * 1e9))
+
+
 class Snapshot:
     """A machine at READY: what a reset puts back."""
 
@@ -166,8 +176,8 @@ class Machine:
             raise RuntimeError("this machine has run, and cannot run again")
         if len(job.request) > REQUEST_SIZE:
             raise UsageError(f"the request has {len(job.request)} bytes; {REQUEST_SIZE} are possible")
+        timeout = _nanoseconds(job.limits.timeout)
         start = monotonic_ns()
-        timeout = max(1, int(job.limits.timeout * 1e9))
         self._deadline = start + timeout
         self._exits = 0
         bus, vcpu = self.bus, self.vcpu
@@ -185,6 +195,9 @@ class Machine:
                 failure = self._timed_out(job.limits.timeout)
             except DeviceEvent as event:
                 failure = self._failure(event)
+            except KvmError as error:
+                self.reusable = False
+                failure = Failure(FailureKind.KVM, error.message)
             finally:
                 vcpu.disarm()
             status = bus.control.status if failure is None else None
@@ -206,7 +219,7 @@ class Machine:
 
         :raises vmm.devices.errors.DeviceEvent: the runtime did not get there in the job's time.
         """
-        self._deadline = monotonic_ns() + max(1, int(job.limits.timeout * 1e9))
+        self._deadline = monotonic_ns() + _nanoseconds(job.limits.timeout)
         self.bus.begin_run(job, _ignore, self._check)
         try:
             self._write_boot_page(job)

@@ -481,6 +481,12 @@ static int64_t soil_segments(table_t *table)
     return 0;
 }
 
+/* Instructions that the CPUID model does not offer: undefined, or, where ring 3 runs on the bare processor, state that
+ * KVM_SET_FPU would not reach.  As bytes, because the assembler does not know them for this target. */
+ONE(soil_avx, ".byte 0xC5, 0xFC, 0xC2, 0xC0, 0x0F")                                 /* vcmptrueps ymm0, ymm0, ymm0 */
+ONE(soil_fs_base, "mov $0x123000, %%eax; .byte 0xF3, 0x48, 0x0F, 0xAE, 0xD0")         /* wrfsbase rax */
+ONE(soil_keys, "xor %%ecx, %%ecx; xor %%edx, %%edx; mov $0xFFFFFFFC, %%eax; .byte 0x0F, 0x01, 0xEF") /* wrpkru */
+
 static int64_t innocent(table_t *table)
 {
     (void)table;
@@ -509,7 +515,8 @@ static const struct {
     CASE(message_flood), CASE(report_flood), CASE(wrong_cbor), CASE(garbage_status), CASE(panic), CASE(endless_text),
     CASE(nonsense_ring), CASE(looped_ring), CASE(dma_text), CASE(dma_constants),
     CASE(dma_call_table), CASE(dma_boot_page), CASE(dma_request), CASE(dma_stubs), CASE(dma_page_tables),
-    CASE(dma_ring0_stack), CASE(dma_page_zero), CASE(dma_doorbell), CASE(dma_wrap), CASE(dma_across_guard), CASE(soil), CASE(soil_segments), CASE(innocent),
+    CASE(dma_ring0_stack), CASE(dma_page_zero), CASE(dma_doorbell), CASE(dma_wrap), CASE(dma_across_guard), CASE(soil), CASE(soil_segments),
+    CASE(soil_avx), CASE(soil_fs_base), CASE(soil_keys), CASE(innocent),
 };
 
 int64_t _start(table_t *table)
