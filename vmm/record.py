@@ -124,11 +124,18 @@ else:
             body["__slots__"] = tuple(name for name, _, _ in own)
             body["__match_args__"] = tuple(name for name, _, _ in fields)
             body["__record_fields__"] = tuple(fields)
-            body["__init__"] = _make_init(fields)
             bases = tuple(base for base in cls.__bases__ if base is not object)
             if not any(issubclass(base, _Record) for base in bases):
                 bases = (*bases, _Record)
-            return type(cls)(cls.__name__, bases, body)
+            made = type(cls)(cls.__name__, bases, body)
+
+            def first(self, *values, **named):
+                # Compiled when the first record is made: most classes of a module are not used in a run.
+                made.__init__ = _make_init(fields)
+                made.__init__(self, *values, **named)
+
+            made.__init__ = first
+            return made
 
         return decorate
 
