@@ -1,7 +1,11 @@
 //! The options of a new image as qemu-img's `Formatting` line shows them.
 
 const std = @import("std");
+const block = @import("block");
 const messages = @import("messages");
+
+/// Of 2^64-1.
+const max_digits = 20;
 
 /// Collects names and values; null values are left out.
 pub const OptionList = struct {
@@ -18,7 +22,8 @@ pub const OptionList = struct {
 
     pub fn number(self: *OptionList, name: []const u8, value: ?u64) error{OutOfMemory}!void {
         const given = value orelse return;
-        try self.text(name, try std.fmt.allocPrint(self.allocator, "{d}", .{given}));
+        const digits = try self.allocator.alloc(u8, max_digits);
+        try self.text(name, block.sentence.write(digits, "{d}", .{given}));
     }
 
     pub fn boolean(self: *OptionList, name: []const u8, value: ?bool) error{OutOfMemory}!void {

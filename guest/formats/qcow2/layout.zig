@@ -104,14 +104,15 @@ fn divideUp(value: u64, divisor: u64) u64 {
 /// qemu-img's `measure` looks at fewer options than its `create`.
 pub const Purpose = enum { measure, create };
 
-const accepted = [_][]const u8{
-    "cluster_size",   "refcount_bits", "extended_l2",   "compat",           "preallocation", "lazy_refcounts", "backing_file",
-    "backing_format", "data_file",     "data_file_raw", "compression_type", "encryption",
-};
+const accepted = target.mask(&.{
+    "cluster_size",  "refcount_bits",  "extended_l2",      "compat",
+    "preallocation", "lazy_refcounts", "backing_file",     "backing_format",
+    "data_file",     "data_file_raw",  "compression_type", "encryption",
+});
 
 /// Resolve the options as qemu-img does, with its defaults and its refusals.
 pub fn parameters(context: image.Context, options: *const target.Options, purpose: Purpose) error{Refused}!Parameters {
-    try target.onlyOptions(context, format, options, &accepted);
+    try target.onlyOptions(context, format, options, accepted);
     var wanted: Parameters = .{
         .extended_l2 = options.extended_l2 orelse false,
         .lazy_refcounts = options.lazy_refcounts orelse false,

@@ -8,7 +8,7 @@ const plans = @import("../plan.zig");
 const OptionList = @import("../option_list.zig").OptionList;
 
 const format = "raw";
-const accepted = [_][]const u8{"preallocation"};
+const accepted = target.mask(&.{"preallocation"});
 
 /// Bytes of a raw disk of `size` bytes: qemu counts in sectors of 512.  2^63-1 becomes 2^63.
 fn rounded(size: u64) u64 {
@@ -17,7 +17,7 @@ fn rounded(size: u64) u64 {
 
 /// The whole disk, whatever it holds.
 pub fn measure(context: image.Context, source: target.Source, options: *const target.Options) block.Error!target.Sizes {
-    try target.onlyOptions(context, format, options, &accepted);
+    try target.onlyOptions(context, format, options, accepted);
     _ = try target.preallocation(context, format, options);
     const size = source.virtualSize();
     if (source == .size) try target.checkSize(context, format, size);
@@ -26,7 +26,7 @@ pub fn measure(context: image.Context, source: target.Source, options: *const ta
 
 /// A hole, or zeroes with preallocation=full.
 pub fn plan(context: image.Context, size: u64, options: *const target.Options, _: target.Seed) block.Error!plans.Plan {
-    try target.onlyOptions(context, format, options, &accepted);
+    try target.onlyOptions(context, format, options, accepted);
     const mode = try target.preallocation(context, format, options);
     if (mode == .metadata) return target.refuseOption(context, format, "raw: Unsupported preallocation mode: metadata", .{});
     try target.checkSize(context, format, size);

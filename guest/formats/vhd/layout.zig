@@ -16,7 +16,7 @@ const sector = footers.sector;
 /// Bytes; what qemu-img writes and the specification recommends.
 pub const block_size = 2 << 20;
 
-const accepted = [_][]const u8{ "subformat", "force_size", "preallocation" };
+const accepted = target.mask(&.{ "subformat", "force_size", "preallocation" });
 
 /// A disk as it will be, and the file around it.  Sizes in bytes.
 pub const Layout = struct {
@@ -46,7 +46,7 @@ pub const Layout = struct {
 
 /// Resolve the options for a disk of `size` bytes as qemu-img does.
 pub fn layout(context: image.Context, size: u64, options: *const target.Options) block.Error!Layout {
-    try target.onlyOptions(context, format, options, &accepted);
+    try target.onlyOptions(context, format, options, accepted);
     if (try target.preallocation(context, format, options) != .off) {
         return target.refuseOption(context, format, "vpc: preallocation is not supported, subformat=fixed has all of its blocks", .{});
     }
