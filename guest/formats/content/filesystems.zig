@@ -111,7 +111,7 @@ pub fn recognise(context: image.Context, volume: *const Volume) block.Error!?Fou
             .identifier = try identifier(context, sign, part),
         };
     }
-    return lvm(&volume.head);
+    return lvm(context, &volume.head);
 }
 
 /// ext2, ext3 or ext4 by feature bits (Linux, Documentation/filesystems/ext4/super.rst); null when the revision or block
@@ -131,13 +131,23 @@ fn extVersion(head: *const [4096]u8) ?[]const u8 {
     return if (has_journal) "ext3" else "ext2";
 }
 
-/// An LVM2 physical volume: a label in one of the first four sectors.
-fn lvm(head: *const [4096]u8) ?Found {
+/// An LVM2 physical volume: a label in one of the first four sectors, its header 32 bytes behind.
+fn lvm(context: image.Context, head: *const [4096]u8) block.Error!?Found {
     for (0..4) |index| {
         const sector = head[index * 512 ..][0..512];
-        if (std.mem.startsWith(u8, sector, "LABELONE") and std.mem.startsWith(u8, sector[24..], "LVM2 001")) {
-            return .{ .type = "LVM2_member" };
+        if (!std.mem.startsWith(u8, sector, "LABELONE") or !std.mem.startsWith(u8, sector[24..], "LVM2 001")) continue;
+        // 32 letters and digits, shown in groups as LVM's own tools do.
+        var dashed: [38]u8 = undefined;
+        var used: usize = 0;
+        for (sector[32..64], 0..) |letter, i| {
+            if (i == 6 or (i > 6 and i < 28 and (i - 6) % 4 == 0)) {
+                dashed[used] = '-';
+                used += 1;
+            }
+            dashed[used] = letter;
+            used += 1;
         }
+        return .{ .type = "LVM2_member", .identifier = try label(context, dashed[0..used]) };
     }
     return null;
 }
@@ -216,9 +226,16 @@ test "ext versions by features" {
 }
 
 test "an LVM2 label in the second sector" {
+    var buffer: [64]u8 = undefined;
+    var fixed: std.heap.FixedBufferAllocator = .init(&buffer);
+    var diagnostic: block.Diagnostic = .{};
+    const context: image.Context = .{ .allocator = fixed.allocator(), .diagnostic = &diagnostic };
     var volume = testVolume();
     volume.head[512..][0..8].* = "LABELONE".*;
-    try std.testing.expect(lvm(&volume.head) == null);
+    try std.testing.expect(try recognise(context, &volume) == null);
     volume.head[536..][0..8].* = "LVM2 001".*;
-    try std.testing.expectEqualStrings("LVM2_member", lvm(&volume.head).?.type);
+    volume.head[544..][0..32].* = "yhF8yJjhG2w7Yt2T9Bz6MVe1ICee4XHf".*;
+    const found = (try recognise(context, &volume)).?;
+    try std.testing.expectEqualStrings("LVM2_member", found.type);
+    try std.testing.expectEqualStrings("yhF8yJ-jhG2-w7Yt-2T9B-z6MV-e1IC-ee4XHf", found.identifier.?);
 }

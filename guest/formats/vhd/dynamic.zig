@@ -199,8 +199,8 @@ pub const Table = struct {
     first: u32 = 0,
     count: u32 = 0,
 
-    /// Entries in the window at most; 128 KiB, a terabyte of the usual 2 MiB blocks in two reads.
-    const window_entries = 32 * 1024;
+    /// Entries in the window at most: 512 KiB, so that the table of up to 256 GiB in the usual 2 MiB blocks is read once.
+    const window_entries = 128 * 1024;
 
     pub fn init(context: image.Context, device: block.Device, layout: Layout) block.Error!Table {
         const entries: usize = @min(layout.table_entries, window_entries);

@@ -203,6 +203,29 @@ test "the last block may end with the file" {
     try expectSegment(try case.open(), 0, 4096, .data, 16 * 512 + 512);
 }
 
+test "a table larger than its window" {
+    const entries = 140_000;
+    const blocks = [_]usize{ 0, 131_071, 131_072, 139_999 };
+    const table_end = 1536 + entries * 4;
+    const first = std.mem.alignForward(usize, table_end, 512) / 512;
+    const bytes = try testing.allocator.alloc(u8, (first + blocks.len) * 512);
+    defer testing.allocator.free(bytes);
+    @memset(bytes, 0xff);
+    Builder.footer(bytes, 3, entries * 512, "win ");
+    Builder.header(bytes[512..], 1536, entries, 512);
+    for (blocks, 0..) |index, i| Builder.put(u32, bytes, 1536 + index * 4, @intCast(first + i));
+    var case: Case = try .init(bytes);
+    defer case.deinit();
+    const opened = try case.open();
+    // Blocks as small as a sector have no bitmap.
+    try expectSegment(opened, 0, 512, .data, first * 512);
+    try expectSegment(opened, 512, 131_070 * 512, .unallocated, null);
+    try expectSegment(opened, 131_072 * 512, 512, .data, (first + 2) * 512);
+    try expectSegment(opened, 131_071 * 512, 512, .data, (first + 1) * 512);
+    try expectSegment(opened, 131_073 * 512, 8_926 * 512, .unallocated, null);
+    try expectSegment(opened, 139_999 * 512, 512, .data, (first + 3) * 512);
+}
+
 test "a footer at the end alone does not open a dynamic disk" {
     var bytes = Builder.dynamicDisk(3);
     bytes[0] = 0;
