@@ -122,6 +122,18 @@ def test_sizes_and_options(words: list[str], status: int, tmp_path: Path) -> Non
     assert listing(tmp_path) == set()
 
 
+@pytest.mark.parametrize("words", [["./bad.elf"], ["info", "--op-elf", "./bad.elf"]])
+@pytest.mark.parametrize("content", [b"no ELF", b"\x7fELF\x02\x01\x01" + bytes(100)])
+def test_bad_operation(words: list[str], content: bytes, image: Path) -> None:
+    (image.parent / "bad.elf").write_bytes(content)
+    done = run("run", *words, str(image), str(image), cwd=image.parent)
+    assert done.status == 64
+    assert done.one_line().startswith("pyvmm: ./bad.elf: ")
+    done = run("run", *words, str(image), "--output=json", cwd=image.parent)
+    error = done.json["error"]
+    assert (error["code"], error["file"], error["exit-status"]) == ("bad-operation", "./bad.elf", 64)
+
+
 @pytest.mark.kvm
 def test_largest_size() -> None:
     done = run("run", "measure", "--size", "9223372036854775807")

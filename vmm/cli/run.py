@@ -8,7 +8,7 @@ from vmm.cli.failures import error_dict, error_text, worst
 from vmm.cli.jsontext import compact, pretty
 from vmm.cli.progress import Progress
 from vmm.cli.terminal import err, out
-from vmm.errors import EXIT_OK, UsageError, VmmError
+from vmm.errors import EXIT_OK, OperationLoadError, UsageError, VmmError
 from vmm.operations.foreign import is_path, load_elf, run_foreign
 from vmm.operations.session import OPERATIONS, Session
 from vmm.operations.text import printable
@@ -131,12 +131,19 @@ class Command:
             except UsageError:
                 # About the options, not about a file: every other file would say the same.
                 raise
+            except OperationLoadError as error:
+                raise self._named(error) from None
             except VmmError as error:
                 self.progress.finish()
                 self._fail(error, path)
                 status = error.exit_status
             statuses.append(status)
         return worst(statuses)
+
+    def _named(self, error: OperationLoadError) -> OperationLoadError:
+        """The same about the ELF file that the user brought, which every other file would meet again."""
+        path = self.arguments.get("op-elf") or (self.operation if self._elf is not None else None)
+        return error if path is None else OperationLoadError(f"{printable(path)}: {error.message}", file=path)
 
     def _fail(self, error: VmmError, path: str | None) -> None:
         if self.json:
