@@ -123,15 +123,9 @@ pub fn tableBudget(device: block.Device) u64 {
 /// What QEMU does on opening: names are unique, and the tables of bitmaps that are not in use are sound.
 pub fn load(context: image.Context, device: block.Device, window: *Window, header: Header, list: []const Bitmap) block.Error!void {
     const diagnostic = context.diagnostic;
-    var names: std.StringHashMapUnmanaged(void) = .empty;
-    names.ensureTotalCapacity(context.allocator, @intCast(list.len)) catch return noMemory(diagnostic, list.len * 24);
+    try checkNames(context, list);
     var budget = tableBudget(device);
     for (list, 0..) |bitmap, index| {
-        const entry = names.getOrPutAssumeCapacity(bitmap.name);
-        if (entry.found_existing) {
-            if (bitmap.inUse()) continue;
-            return refuse(diagnostic, .corrupt, "bitmap directory", "bitmap already exists: bitmap {value} has the name of an earlier one", bitmap.table_offset, index, none);
-        }
         if (bitmap.inUse()) continue;
         if (!bitmap.readable())
             return refuse(diagnostic, .out_of_bounds, "bitmap table", "could not read bitmap table from image for bitmap {value}: it lies at byte {offset}", bitmap.table_offset, index, none);
@@ -147,6 +141,30 @@ pub fn load(context: image.Context, device: block.Device, window: *Window, heade
             if (tableEntry(header, word) == null)
                 return refuse(diagnostic, .corrupt, "bitmap table", "could not read bitmap table from image: entry {value:x} in the table at byte {offset}", bitmap.table_offset, word, none);
         }
+    }
+}
+
+const Named = struct {
+    name: []const u8,
+    index: usize,
+
+    fn before(_: void, a: Named, b: Named) bool {
+        return switch (std.mem.order(u8, a.name, b.name)) {
+            .lt => true,
+            .gt => false,
+            .eq => a.index < b.index,
+        };
+    }
+};
+
+/// Names are unique, but for bitmaps in use, which QEMU passes over when it has one of that name.
+fn checkNames(context: image.Context, list: []const Bitmap) block.Error!void {
+    const names = context.allocator.alloc(Named, list.len) catch return noMemory(context.diagnostic, list.len * @sizeOf(Named));
+    for (names, list, 0..) |*named, bitmap, index| named.* = .{ .name = bitmap.name, .index = index };
+    std.sort.heap(Named, names, {}, Named.before);
+    for (names, 0..) |named, i| {
+        if (i == 0 or list[named.index].inUse() or !std.mem.eql(u8, named.name, names[i - 1].name)) continue;
+        return refuse(context.diagnostic, .corrupt, "bitmap directory", "bitmap already exists: bitmap {value} has the name of an earlier one", list[named.index].table_offset, named.index, none);
     }
 }
 

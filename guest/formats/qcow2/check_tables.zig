@@ -20,6 +20,9 @@ const Use = struct {
     boundary: bool = false,
     /// Entries of snapshots' L1 tables.
     inactive: u64 = 0,
+    /// Whether the copied flags of its entries are checked: not where QEMU would not get there, which is a table at
+    /// offset 0 and one whose own refcount cannot be read.
+    copied: bool = true,
 
     fn before(_: void, a: Use, b: Use) bool {
         return a.offset < b.offset;
@@ -172,6 +175,8 @@ pub const Walk = struct {
                 }
                 unaligned_budget -= c.header.clusterSize();
             }
+            if (table.offset == 0) table.copied = false;
+            if (c.unreadable and try c.storedIsOne(table.offset >> c.header.cluster_bits) == null) table.copied = false;
             try batch.table(table);
         }
         try batch.run();
@@ -270,7 +275,7 @@ const Batch = struct {
                     report.clusters_inside.? += inside;
                     if (self.contiguous != 0 and offset != self.contiguous) report.fragmented_clusters.? += use.active;
                     self.contiguous = offset + header.clusterSize();
-                    if (use.offset != 0) try self.copiedL2(use, entry, index, at);
+                    if (use.copied) try self.copiedL2(use, entry, index, at);
                 }
                 if (!header.hasDataFile()) try c.reference(offset, header.clusterSize(), times);
             },

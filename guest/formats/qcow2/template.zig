@@ -56,6 +56,7 @@ const Refusal = enum { offset, value, limit };
 
 const Site = struct {
     code: block.Diagnostic.Code,
+    driver: []const u8,
     structure: []const u8,
     template: Template(Refusal),
 };
@@ -70,7 +71,21 @@ pub inline fn refuse(
     value: u64,
     limit: u64,
 ) error{Refused} {
-    const site = comptime Site{ .code = code, .structure = structure, .template = .parse("qcow2: " ++ text) };
+    return refuseAs("qcow2", diagnostic, code, structure, text, offset, value, limit);
+}
+
+/// `refuse` for an image of another driver.
+pub inline fn refuseAs(
+    comptime driver: []const u8,
+    diagnostic: *block.Diagnostic,
+    comptime code: block.Diagnostic.Code,
+    comptime structure: []const u8,
+    comptime text: []const u8,
+    offset: u64,
+    value: u64,
+    limit: u64,
+) error{Refused} {
+    const site = comptime Site{ .code = code, .driver = driver, .structure = structure, .template = .parse(driver ++ ": " ++ text) };
     return record(diagnostic, &site, offset, value, limit);
 }
 
@@ -78,7 +93,7 @@ noinline fn record(diagnostic: *block.Diagnostic, site: *const Site, offset: u64
     @branchHint(.cold);
     diagnostic.* = .{
         .code = site.code,
-        .format = "qcow2",
+        .format = site.driver,
         .structure = site.structure,
         .offset = known(offset),
         .value = known(value),
