@@ -8,6 +8,8 @@ const block = @import("block");
 const image = @import("../image.zig");
 const text = @import("../text.zig");
 const footers = @import("footer.zig");
+const refuse = @import("vhd.zig").refuse;
+const none = @import("../qcow2/template.zig").none;
 
 pub const size = 1024;
 pub const cookie = "cxsparse";
@@ -129,42 +131,28 @@ pub const Layout = struct {
     /// Check a header as qemu does; `virtual_size` in bytes.
     pub fn of(header: *const Header, virtual_size: u64, context: image.Context, device: block.Device) error{Refused}!Layout {
         const diagnostic = context.diagnostic;
+        const at = header.offset;
         if (!header.hasCookie()) {
-            return diagnostic.refuse(.corrupt, place("dynamic header", header.offset), "vpc: no dynamic disk header at byte {d}", .{header.offset});
+            return refuse(diagnostic, .corrupt, "dynamic header", "no dynamic disk header at byte {offset}", at, none, none);
         }
         const block_size = header.blockSize();
         if (block_size < sector or !std.math.isPowerOfTwo(block_size)) {
-            return diagnostic.refuse(.corrupt, .{ .format = "vpc", .structure = "dynamic header", .offset = header.offset + 32, .value = block_size }, "vpc: Invalid block size {d}", .{block_size});
+            return refuse(diagnostic, .corrupt, "dynamic header", "Invalid block size {value}", at, block_size, none);
         }
         const entries: u64 = header.tableEntries();
         const most = @min(footers.max_sectors * sector / block_size, max_entries);
         if (entries > most) {
-            return diagnostic.refuse(
-                .too_large,
-                .{ .format = "vpc", .structure = "BAT", .offset = header.offset + 28, .value = entries, .limit = most },
-                "vpc: Max Table Entries too large ({d}), blocks of {d} bytes allow {d}",
-                .{ entries, block_size, most },
-            );
+            return refuse(diagnostic, .too_large, "BAT", "Max Table Entries too large ({value}), at most {limit} for blocks of this size", at, entries, most);
         }
         // Neither product can wrap: both factors are below 2^32.
         if (entries * block_size < virtual_size) {
-            return diagnostic.refuse(
-                .corrupt,
-                .{ .format = "vpc", .structure = "BAT", .offset = header.offset + 28, .value = entries },
-                "vpc: Page table too small: {d} entries of {d} bytes do not hold {d} bytes",
-                .{ entries, block_size, virtual_size },
-            );
+            return refuse(diagnostic, .corrupt, "BAT", "Page table too small: its blocks hold {value} bytes, the disk has {limit}", at, entries * block_size, virtual_size);
         }
         const table_offset = header.tableOffset();
         const end = std.math.add(u64, table_offset, entries * 4) catch std.math.maxInt(u64);
         // Bytes that the last sector of the file lacks read as zero.
         if (end > std.mem.alignForward(u64, device.length, sector)) {
-            return diagnostic.refuse(
-                .out_of_bounds,
-                .{ .format = "vpc", .structure = "BAT", .offset = table_offset, .value = end, .limit = device.length },
-                "vpc: BAT ends at byte {d}, file has {d}",
-                .{ end, device.length },
-            );
+            return refuse(diagnostic, .out_of_bounds, "BAT", "BAT at byte {offset} ends at byte {value}, file has {limit}", table_offset, end, device.length);
         }
         return .{
             .block_size = block_size,
@@ -184,10 +172,6 @@ pub const Layout = struct {
 /// not think of them, and qemu rounds the bits down to bytes first.
 pub fn bitmapSize(block_size: u32) u32 {
     return std.mem.alignForward(u32, block_size / (8 * sector), sector);
-}
-
-fn place(structure: []const u8, offset: u64) block.Diagnostic.Details {
-    return .{ .format = "vpc", .structure = structure, .offset = offset };
 }
 
 /// The BAT, read through a window so that its size costs no memory.

@@ -8,6 +8,8 @@ const block = @import("block");
 const image = @import("../image.zig");
 const detect = @import("../detect.zig");
 const Flat = @import("../raw/raw.zig").Flat;
+const template = @import("../qcow2/template.zig");
+const none = template.none;
 const footers = @import("footer.zig");
 const dynamic = @import("dynamic.zig");
 const Segments = @import("segments.zig").Segments;
@@ -43,6 +45,24 @@ pub const Vhd = struct {
     };
 };
 
+/// Refuse as in template.zig.
+pub inline fn refuse(
+    diagnostic: *block.Diagnostic,
+    comptime code: block.Diagnostic.Code,
+    comptime structure: []const u8,
+    comptime text: []const u8,
+    offset: u64,
+    value: u64,
+    limit: u64,
+) error{Refused} {
+    return template.refuseAs(driver.name, diagnostic, code, structure, text, offset, value, limit);
+}
+
+/// Refuse what is no VHD at all.
+pub fn noFooter(context: image.Context, device: block.Device) error{Refused} {
+    return refuse(context.diagnostic, .corrupt, "footer", "invalid VPC image: no footer at byte 0 nor at the end of {value} bytes", none, device.length, none);
+}
+
 /// Read and check footer, dynamic header and BAT.
 pub fn load(context: image.Context, device: block.Device) block.Error!Vhd {
     const diagnostic = context.diagnostic;
@@ -53,40 +73,21 @@ pub fn load(context: image.Context, device: block.Device) block.Error!Vhd {
     const footer: footers.Footer = if (copied)
         .{ .bytes = start[0..footers.size].*, .offset = 0, .length = footers.size }
     else
-        (try footers.atEnd(device)) orelse return diagnostic.refuse(
-            .corrupt,
-            .{ .format = "vpc", .structure = "footer" },
-            "vpc: invalid VPC image: no footer at byte 0 nor at the end of {d} bytes",
-            .{device.length},
-        );
-    const details: block.Diagnostic.Details = .{ .format = "vpc", .structure = "footer", .offset = footer.offset };
+        (try footers.atEnd(device)) orelse return noFooter(context, device);
+    const at = footer.offset;
+    const kind = @intFromEnum(footer.diskType());
     if (!copied and footer.diskType() != .fixed) {
-        return diagnostic.refuse(
-            .corrupt,
-            details,
-            "vpc: invalid VPC image: the footer at byte {d} is of disk type {d}, but its copy at byte 0 is missing",
-            .{ footer.offset, @intFromEnum(footer.diskType()) },
-        );
+        return refuse(diagnostic, .corrupt, "footer", "invalid VPC image: the footer at byte {offset} is of disk type {value}, but its copy at byte 0 is missing", at, kind, none);
     }
     if (copied and footer.diskType() == .fixed) {
-        return diagnostic.refuse(.corrupt, details, "vpc: the footer at byte 0 says fixed disk, which has none there", .{});
+        return refuse(diagnostic, .corrupt, "footer", "the footer at byte 0 says fixed disk, which has none there", at, kind, none);
     }
     if (!footer.checksumIsRight()) {
-        return diagnostic.refuse(
-            .corrupt,
-            .{ .format = "vpc", .structure = "footer", .offset = footer.offset + 64, .value = footer.checksum() },
-            "vpc: Incorrect header checksum 0x{x:0>8} of the footer at byte {d}, should be 0x{x:0>8}",
-            .{ footer.checksum(), footer.offset, footers.sumOf(&footer.bytes, 64) },
-        );
+        return refuse(diagnostic, .corrupt, "footer", "Incorrect header checksum {value:x} of the footer at byte {offset}, should be {limit:x}", at, footer.checksum(), footers.sumOf(&footer.bytes, 64));
     }
     const sectors = footer.sectors(context.qemu_major);
     if (sectors > footers.max_sectors) {
-        return diagnostic.refuse(
-            .too_large,
-            .{ .format = "vpc", .structure = "footer", .offset = footer.offset + 48, .value = footer.currentSize(), .limit = footers.max_sectors * footers.sector },
-            "vpc: a disk of {d} sectors is above the limit of {d} (2040 GiB)",
-            .{ sectors, footers.max_sectors },
-        );
+        return refuse(diagnostic, .too_large, "footer", "a disk of {value} sectors is above the limit of {limit} (2040 GiB)", at, sectors, footers.max_sectors);
     }
     var vhd: Vhd = .{ .footer = footer, .virtual_size = sectors * footers.sector };
     if (!copied) return vhd;
@@ -99,12 +100,7 @@ pub fn load(context: image.Context, device: block.Device) block.Error!Vhd {
     var table: dynamic.Table = try .init(context, device, layout);
     const totals = try table.totals();
     if (totals.end > std.mem.alignForward(u64, device.length, footers.sector)) {
-        return diagnostic.refuse(
-            .out_of_bounds,
-            .{ .format = "vpc", .structure = "data block", .value = totals.end, .limit = device.length },
-            "vpc: The image has been truncated: its last data block ends at byte {d}, file has {d}",
-            .{ totals.end, device.length },
-        );
+        return refuse(diagnostic, .out_of_bounds, "data block", "The image has been truncated: its last data block ends at byte {value}, file has {limit}", none, totals.end, device.length);
     }
     vhd.sparse = .{
         .header = header,
