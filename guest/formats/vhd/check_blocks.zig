@@ -68,12 +68,12 @@ fn addLocators(findings: *Findings, device: block.Device, header: *const dynamic
         if (!locator.isUsed()) continue;
         const end = locator.offset +| locator.length;
         if (end > device.length) {
-            try findings.add(
-                .corruption,
-                .{ .structure = "parent locator", .offset = header.offset + 576 + index * 24, .index = index, .value = end, .expected = device.length },
-                "parent locator {d} ends at byte {d}, file has {d}",
-                .{ index, end, device.length },
-            );
+            try findings.put(.corruption, "parent locator", "parent locator {index} ends at byte {value}, file has {expected}", .{
+                .offset = header.offset,
+                .index = index,
+                .value = end,
+                .expected = device.length,
+            });
         } else metadata.add("parent locator", locator.offset, std.mem.alignForward(u64, locator.length, sector));
     }
 }
@@ -116,20 +116,15 @@ const Walk = struct {
             expected = start + layout.stride();
             if (@as(u64, index) * layout.block_size < self.parts.disk_size) {
                 inside += 1;
-            } else try self.findings.add(
-                .leak,
-                .{ .structure = "BAT", .index = index, .offset = start },
-                "block {d} lies behind the end of the disk",
-                .{index},
-            );
+            } else try self.findings.put(.leak, "BAT", "block {index} lies behind the end of the disk", .{ .index = index, .offset = start });
             // The last sector of the file need not be whole.
             if (start + layout.stride() > std.mem.alignForward(u64, self.device.length, sector)) {
-                try self.findings.add(
-                    .corruption,
-                    .{ .structure = "BAT", .index = index, .offset = layout.table_offset + number * 4, .value = start + layout.stride(), .expected = self.device.length },
-                    "block {d} ends at byte {d}, file has {d}",
-                    .{ index, start + layout.stride(), self.device.length },
-                );
+                try self.findings.put(.corruption, "BAT", "block {index} ends at byte {value}, file has {expected}", .{
+                    .index = index,
+                    .offset = layout.table_offset + number * 4,
+                    .value = start + layout.stride(),
+                    .expected = self.device.length,
+                });
                 continue;
             }
             placed[count] = pack(first, index);
@@ -180,17 +175,12 @@ const Walk = struct {
             first_gap = first_gap orelse last.end;
         }
         // Writers align tables and blocks: what is less than a block can hold none, and is nobody's loss.
-        if (gaps >= stride) try self.findings.add(
-            .leak,
-            .{ .count = gaps / stride, .offset = first_gap, .value = gaps },
-            "{d} bytes of the file belong to nothing, the first of them at byte {d}",
-            .{ gaps, first_gap.? },
-        ) else if (gaps > 0) try self.findings.add(
-            .note,
-            .{ .offset = first_gap, .value = gaps },
-            "{d} bytes of the file belong to nothing, the first of them at byte {d}",
-            .{ gaps, first_gap.? },
-        );
+        const text = "{value} bytes of the file belong to nothing, the first of them at byte {offset}";
+        if (gaps >= stride) {
+            try self.findings.put(.leak, "file", text, .{ .count = gaps / stride, .offset = first_gap.?, .value = gaps });
+        } else if (gaps > 0) {
+            try self.findings.put(.note, "file", text, .{ .offset = first_gap.?, .value = gaps });
+        }
     }
 
     /// On a dynamic disk a clear bit makes a sector read as zero for some readers and as data for others (qemu).
@@ -217,12 +207,9 @@ const Walk = struct {
             }
             done += batch.len;
         }
-        if (blocks_with_clear > 0) try self.findings.add(
-            .note,
-            .{ .structure = "sector bitmap", .offset = first, .value = blocks_with_clear },
-            "{d} blocks have sectors that their bitmap does not mark as present, the first at byte {d}",
-            .{ blocks_with_clear, first.? },
-        );
+        if (blocks_with_clear > 0) {
+            try self.findings.put(.note, "sector bitmap", "{value} blocks have sectors that their bitmap does not mark as present, the first at byte {offset}", .{ .offset = first.?, .value = blocks_with_clear });
+        }
     }
 
     fn hasClearBit(self: *Walk, index: u32, bitmap: []const u8) bool {
