@@ -112,7 +112,7 @@ pub fn run(context: image.Context, device: block.Device, sink: image.Sink, repor
     try checker.reference(header.refcount_table_offset, header.refcountTableEntries() * 8, 1);
     if (opened.extensions.crypto) |crypto| try checker.reference(crypto.offset, crypto.length, 1);
     try bitmapTables(&checker, opened, window);
-    try stored_zig.refcountBlocks(&checker, window);
+    try stored_zig.refcountBlocks(&checker);
     const highest = try stored_zig.compare(&checker);
 
     report.image_end_offset = (highest + 1) << header.cluster_bits;

@@ -7,7 +7,6 @@ const check = @import("check.zig");
 const open = @import("open.zig");
 const refcount = @import("refcount.zig");
 const Numbers = @import("check_findings.zig").Numbers;
-const Window = @import("window.zig").Window;
 const Checker = check.Checker;
 
 /// Remember the clusters whose stored refcount is 1: the copied flags need them in any order.
@@ -24,15 +23,15 @@ pub fn findOnes(c: *Checker) block.Error!void {
 }
 
 /// Count the references of the refcount table to its blocks.
-pub fn refcountBlocks(c: *Checker, window: *Window) block.Error!void {
+pub fn refcountBlocks(c: *Checker) block.Error!void {
     const header = c.header;
     const start = header.refcount_table_offset;
     const end = @min(start + header.refcountTableEntries() * 8, c.device.length);
     var at = start;
     while (at < end) : (at += 8) {
-        const word = try window.word(at);
-        if (word == 0) continue;
         const index = (at - start) / 8;
+        const word = try c.stored.tableEntry(index);
+        if (word == 0) continue;
         const offset = word & refcount.table_offset_mask;
         const cluster = offset >> header.cluster_bits;
         if (word & refcount.table_reserved_mask != 0) {

@@ -164,6 +164,7 @@ pub const Walk = struct {
         var unaligned_budget = 16 * c.header.clusterSize() + (4 << 20);
         var i: usize = 0;
         while (i < list.len) {
+            c.context.tick(i, list.len);
             var table = list[i];
             i += 1;
             while (i < list.len and list[i].offset == table.offset) : (i += 1) merge(&table, list[i]);
