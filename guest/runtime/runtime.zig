@@ -13,7 +13,7 @@ const virtio = @import("virtio.zig");
 /// Written by the host, before the start and again before each run.
 const boot: *const volatile calltable.BootInfo = @ptrFromInt(calltable.boot_info);
 
-pub const panic = std.debug.FullPanic(fail);
+pub const panic = @import("sdk").Panic(fail);
 
 fn fail(text: []const u8, return_address: ?usize) noreturn {
     @branchHint(.cold);

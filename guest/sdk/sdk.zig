@@ -16,7 +16,6 @@
 //! `error.Refused` ends the run with status 1 after an `error` message from `run.diagnostic`; so does a device error,
 //! with a message that says what failed.  A panic is reported with its text and the address of the code.
 
-const std = @import("std");
 const root = @import("root");
 pub const calltable = @import("calltable");
 const block = @import("block");
@@ -33,8 +32,11 @@ pub const allocator = @import("allocator.zig").allocator;
 /// The call table of the runtime; its address is part of the contract.
 pub const table: *const calltable.Table = @ptrFromInt(calltable.call_table);
 
-/// What the text and address of a panic go through; the rest of the panic interface is std's.
-pub const panic = std.debug.FullPanic(abort);
+/// What a root file takes as its `panic`.
+pub const panic = Panic(abort);
+
+/// The panic interface over a function that ends the run.
+pub const Panic = @import("panic.zig").Panic;
 
 fn abort(text: []const u8, return_address: ?usize) noreturn {
     @branchHint(.cold);
@@ -133,12 +135,10 @@ pub const Run = struct {
         _ = try answer(table.emit(encoded.ptr, encoded.len));
     }
 
-    /// One line for `-v`; cut at 512 bytes.
+    /// One line for `-v`, cut at 512 bytes; placeholders are those of block/sentence.zig.
     pub fn log(_: *const Run, level: Level, comptime format: []const u8, arguments: anytype) void {
         var buffer: [512]u8 = undefined;
-        var writer: std.Io.Writer = .fixed(&buffer);
-        writer.print(format, arguments) catch {};
-        const line = writer.buffered();
+        const line = block.sentence.write(&buffer, format, arguments);
         table.log(@intFromEnum(level), line.ptr, line.len);
     }
 
