@@ -10,6 +10,15 @@ pub const Context = struct {
     diagnostic: *block.Diagnostic,
     /// Major version of the qemu whose answers are wanted, where releases differ (`--qemu-version`).
     qemu_major: u32 = 7,
+    /// Where long work says how far it is, in units of its choice; null when nobody looks.
+    progress: ?*const fn (done: u64, total: u64) callconv(.c) void = null,
+
+    /// Say how far a loop is: now and then, because each time somebody looks costs an exit.
+    pub fn tick(self: Context, done: u64, total: u64) void {
+        const every = 256;
+        if (done % every != 0) return;
+        if (self.progress) |tell| tell(done, total);
+    }
 };
 
 /// How a range of the virtual disk is stored.

@@ -32,7 +32,9 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
         .leaks = 0,
         .findings_omitted = 0,
     };
-    try check(run.context(), device, run.sink(), &report);
+    var context = run.context();
+    context.progress = sdk.table.progress;
+    try check(context, device, run.sink(), &report);
     try run.emit(report);
     run.status = if (report.check_errors > 0)
         Status.incomplete

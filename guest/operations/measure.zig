@@ -10,6 +10,9 @@ comptime {
     _ = sdk;
 }
 
+const block = @import("block");
+const image_zig = formats.image;
+
 const registry = formats.Registry(.measure);
 const targets = formats.targets;
 
@@ -39,5 +42,26 @@ fn open(run: *sdk.Run, request: messages.MeasureRequest) sdk.Error!targets.Sourc
     const device = try run.device(0);
     const driver = if (request.format) |name| try registry.byName(context, name) else try registry.detect(context, device);
     const opener = driver.open orelse return formats.refuse(context, driver.name, .measure);
-    return .{ .image = try opener(context, device) };
+    watched = .{ .inner = try opener(context, device) };
+    var image = watched.inner;
+    image.context = &watched;
+    image.segment_at = Watched.segmentAt;
+    return .{ .image = image };
 }
+
+/// The source, and how far the walk over its segments is: what measuring a large image takes is that walk.
+const Watched = struct {
+    inner: image_zig.Image,
+    segments: u64 = 0,
+
+    const every = 1024;
+
+    fn segmentAt(context: *anyopaque, start: u64) block.Error!image_zig.Segment {
+        const self: *Watched = @ptrCast(@alignCast(context));
+        self.segments += 1;
+        if (self.segments % every == 0) sdk.table.progress(start, self.inner.virtual_size);
+        return self.inner.segment_at(self.inner.context, start);
+    }
+};
+
+var watched: Watched = undefined;
