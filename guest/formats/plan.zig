@@ -79,6 +79,8 @@ pub const Plan = struct {
     data_file_length: ?u64 = null,
     /// Write zeroes over the whole external data file (preallocation=full).
     fill_data_file: bool = false,
+    /// Told now and then how many bytes of content are written, and of how many; null when nobody looks.
+    progress: ?*const fn (done: u64, total: u64) callconv(.c) void = null,
     /// As in qemu-img's `Formatting` line.
     options: []const messages.CreateOption,
 
@@ -125,6 +127,8 @@ pub const Writes = struct {
 const staging_size = 256 * 1024;
 /// Bytes that a write may use at least, so that a batch does not end in crumbs.
 const min_room = 4096;
+/// Bytes between two words about the progress.
+const told_every = 16 << 20;
 /// Writes of one batch; what a virtqueue takes at once.
 const batch = 32;
 
@@ -133,7 +137,7 @@ const batch = 32;
 pub fn execute(planned: *const Plan, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
     try device.setLength(planned.file_length);
     var pending = planned.writes();
-    try drain(&pending, device, allocator);
+    try drain(&pending, device, allocator, planned.progress);
     try device.flush();
 }
 
@@ -144,16 +148,19 @@ pub fn executeDataFile(planned: *const Plan, device: *block.Device, allocator: s
     if (planned.fill_data_file) {
         const regions = [_]Region{.{ .offset = 0, .length = length, .content = .{ .pattern = &.{0} } }};
         var pending: Writes = .{ .regions = &regions, .length = length };
-        try drain(&pending, device, allocator);
+        try drain(&pending, device, allocator, planned.progress);
     }
     try device.flush();
 }
 
-fn drain(pending: *Writes, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
-    var wanted: u64 = min_room;
-    for (pending.regions) |region| wanted +|= region.length +| Writes.min_buffer;
+fn drain(pending: *Writes, device: *block.Device, allocator: std.mem.Allocator, progress: @FieldType(Plan, "progress")) block.Error!void {
+    var total: u64 = 0;
+    for (pending.regions) |region| total +|= region.length;
+    const wanted = total +| (min_room + Writes.min_buffer * pending.regions.len);
     const staging = allocator.alloc(u8, @intCast(@min(wanted, staging_size))) catch return error.NoMemory;
     var collected: [batch]block.Write = undefined;
+    var done: u64 = 0;
+    var told: u64 = 0;
     while (true) {
         var count: usize = 0;
         var used: usize = 0;
@@ -165,6 +172,11 @@ fn drain(pending: *Writes, device: *block.Device, allocator: std.mem.Allocator) 
         }
         if (count == 0) return;
         try device.writeMany(collected[0..count]);
+        for (collected[0..count]) |write| done += write.bytes.len;
+        // A small image is written at once: nobody needs to know how far it is.
+        if (done - told < told_every) continue;
+        told = done;
+        if (progress) |tell| tell(done, total);
     }
 }
 
@@ -209,4 +221,27 @@ test "an executed plan has its exact length" {
     try testing.expect(std.mem.allEqual(u8, file[0..512], 0));
     try testing.expect(std.mem.allEqual(u8, file[512..300_512], 0xff));
     try testing.expect(std.mem.allEqual(u8, file[300_512..], 0));
+}
+
+test "long plans say how far they are" {
+    const Seen = struct {
+        var calls: u64 = 0;
+        var last: u64 = 0;
+        fn tell(done: u64, total: u64) callconv(.c) void {
+            calls += 1;
+            std.debug.assert(done > last and done <= total);
+            last = done;
+        }
+    };
+    const size = 40 << 20;
+    const regions = [_]Region{.{ .offset = 0, .length = size, .content = .{ .pattern = &.{1} } }};
+    const planned: Plan = .{ .virtual_size = 0, .file_length = size, .regions = &regions, .options = &.{}, .progress = Seen.tell };
+    var memory = try block.Memory.init(testing.allocator, "");
+    defer memory.deinit();
+    var arena: std.heap.ArenaAllocator = .init(testing.allocator);
+    defer arena.deinit();
+    var device = memory.device();
+    device.read_only = false;
+    try execute(&planned, &device, arena.allocator());
+    try testing.expectEqual(@as(u64, 2), Seen.calls);
 }

@@ -20,7 +20,8 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
     const size = request.size orelse
         return run.diagnostic.refuse(.invalid_option, .{ .format = target.name }, "{s}: Image creation needs a size parameter", .{target.name});
     const options: messages.CreateOptions = request.options orelse .{};
-    const planned = try target.plan(context, size, &options, try seed(run, request));
+    var planned = try target.plan(context, size, &options, try seed(run, request));
+    planned.progress = sdk.table.progress;
 
     if (planned.data_file_length != null and run.deviceCount() < 2) {
         return run.diagnostic.refuse(.unsupported, .{ .format = target.name }, "{s}: the external data file must be given as a second output", .{target.name});
