@@ -64,7 +64,7 @@ class FileBackend:
     :param check: called between large pieces of work; may raise to end the run.
     """
 
-    __slots__ = ("_check", "_status", "fd", "length", "max_length", "read_only", "resizable")
+    __slots__ = ("_status", "check", "fd", "length", "max_length", "read_only", "resizable")
 
     #: The granularity of the device in bytes.  The guest's runtime hides it.
     block_size: ClassVar[int] = 512
@@ -76,7 +76,7 @@ class FileBackend:
         self.read_only = spec.read_only
         self.resizable = spec.resizable and not spec.read_only
         self.max_length = spec.max_length
-        self._check = check
+        self.check = check
         #: Whether the file system tells data from holes; found out when first asked.
         self._status: bool | None = None
 
@@ -124,7 +124,7 @@ class FileBackend:
                 )
             done += got
             if done < inside:
-                self._check()
+                self.check()
         if inside < length:
             for view in cut(views, inside, length):
                 view[:] = bytes(len(view))
@@ -146,7 +146,7 @@ class FileBackend:
             except OSError as error:
                 raise _failure("writing", offset + done, error) from None
             if done < inside:
-                self._check()
+                self.check()
 
     def flush(self) -> None:
         """What was written is durable when this returns.
@@ -199,6 +199,7 @@ class FileBackend:
             return
         # Holes are zero already; without `unmap` they may stay, since nothing there is taken away.
         for start, size, flags in self._walk(offset, length):
+            self.check()
             position, left = start, size if flags & EXTENT_DATA else 0
             while left > 0:
                 piece = memoryview(_ZEROES)[: min(left, len(_ZEROES))]
@@ -206,7 +207,7 @@ class FileBackend:
                 self.write(position, [piece], len(piece))
                 position += len(piece)
                 left -= len(piece)
-                self._check()
+                self.check()
 
     def discard(self, offset: int, length: int) -> None:
         """The content of the range is no longer needed: a hole where the file system can, otherwise nothing."""

@@ -7,7 +7,7 @@ from collections import deque
 from struct import Struct
 
 from calltable import ERROR_INVALID, ERROR_IO, ERROR_RANGE, ERROR_READ_ONLY, ERROR_UNSUPPORTED, QUEUE_SIZE
-from vmm.devices.errors import BackendError, QueueError
+from vmm.devices.errors import BackendError, MemoryAccessError, QueueError
 from vmm.devices.mmio import F_INDIRECT_DESC, INTERRUPT_USED, MmioDevice
 
 TYPE_CHECKING = False
@@ -135,9 +135,16 @@ class BlockDevice(MmioDevice):
         finally:
             # What was answered before a broken chain, or before a budget ran out, is answered.
             if used:
-                queue.publish(memory, used)
+                self._give_back(queue, used)
                 if interrupt:
                     self.interrupt_status |= INTERRUPT_USED
+
+    def _give_back(self, queue: Queue, used: list[tuple[int, int]]) -> None:
+        try:
+            queue.publish(self.memory, used)
+        except MemoryAccessError as error:
+            # Not raised: it would hide what ends the run.
+            self.fail(str(error))
 
     def _request(self, readable: list[Segment], writable: list[Segment]) -> int:
         """One request; answers how many bytes of its writable buffers were written."""
@@ -242,6 +249,7 @@ class BlockDevice(MmioDevice):
                 raise _UnsupportedError
             self._check_range(sector, sectors * SECTOR, 0)
         for sector, sectors, flags in ranges:
+            backend.check()
             if kind == T_DISCARD:
                 backend.discard(sector * SECTOR, sectors * SECTOR)
             else:

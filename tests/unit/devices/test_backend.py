@@ -55,7 +55,7 @@ def test_transfers_larger_than_a_chunk_look_at_the_deadline(open_file: Open, mon
     content = os.urandom(3500)
     file = open_file(content)
     looks = []
-    file._check = lambda: looks.append(1)
+    file.check = lambda: looks.append(1)
     views = [memoryview(bytearray(700)), memoryview(bytearray(3300))]
     file.read(0, views, 4000)
     assert b"".join(views) == content + bytes(500)
@@ -67,7 +67,7 @@ def test_transfers_larger_than_a_chunk_look_at_the_deadline(open_file: Open, mon
     def end() -> None:
         raise KeyboardInterrupt
 
-    file._check = end
+    file.check = end
     with pytest.raises(KeyboardInterrupt):
         file.read(0, views, 4000)
 

@@ -19,7 +19,9 @@ from tests.unit.devices.mock_driver import (
     WRITE,
     Driver,
 )
+from vmm.boundary import Limits
 from vmm.devices.block import BlockDevice
+from vmm.devices.errors import LimitExceeded
 
 SECTORS = b"".join(bytes([number]) * 512 for number in range(64))
 
@@ -273,6 +275,17 @@ def test_rings_that_vanish_while_in_use(make: Make) -> None:
     driver.start()
     driver.device.queues[0].device = 0x1FFFFC
     assert driver.request(IN, 0, room=[512])[0] == OK
+    assert driver.reg(STATUS) & NEEDS_RESET
+
+
+def test_a_vanished_ring_does_not_hide_what_ends_the_run(make: Make) -> None:
+    driver = make(SECTORS, limits=Limits(max_read=512))
+    driver.start()
+    driver.indirect = True
+    _pieces(driver, [1, 2])
+    driver.device.queues[0].device = 0x1FFFFC
+    with pytest.raises(LimitExceeded):
+        driver.notify()
     assert driver.reg(STATUS) & NEEDS_RESET
 
 
