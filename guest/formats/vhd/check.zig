@@ -19,9 +19,9 @@ const version_1_0 = 0x10000;
 
 pub fn check(context: image.Context, device: block.Device, sink: image.Sink, report: *messages.Check) block.Error!void {
     var findings: Findings = .{ .sink = sink, .report = report };
-    const at_end = try footers.atEnd(device);
+    const at_end = try footers.atEnd(context.allocator, device);
     const copy: ?footers.Footer = blk: {
-        const first: footers.Footer = try .read(device, 0, @intCast(@min(footers.size, device.length)));
+        const first: footers.Footer = try .read(context.allocator, device, 0, @intCast(@min(footers.size, device.length)));
         // A disk that begins with somebody else's cookie is a fixed one when its own footer says so.
         const fixed = at_end != null and at_end.?.diskType() == .fixed and at_end.?.checksumIsRight();
         break :blk if (first.hasCookie() and !(fixed and !first.checksumIsRight())) first else null;
@@ -59,7 +59,7 @@ fn checkFooter(findings: *Findings, footer: *const footers.Footer) block.Error!v
     const at = footer.offset;
     const name = "footer";
     if (!footer.checksumIsRight()) {
-        const right = footers.sumOf(&footer.bytes, 64);
+        const right = footers.sumOf(footer.bytes, 64);
         try findings.put(.corruption, name, "footer at byte {offset}: checksum {value:x}, should be {expected:x}", .{ .offset = at, .value = footer.checksum(), .expected = right });
     }
     switch (footer.diskType()) {
@@ -141,7 +141,7 @@ fn checkSparse(
     at_end: ?footers.Footer,
     report: *messages.Check,
 ) block.Error!void {
-    const header: dynamic.Header = try .read(device, footer.dataOffset());
+    const header: dynamic.Header = try .read(context.allocator, device, footer.dataOffset());
     const layout = dynamic.Layout.of(&header, report.virtual_size.?, context, device) catch {
         // Without these bounds there is nothing to walk.
         const diagnostic = context.diagnostic;
@@ -170,7 +170,7 @@ fn checkHeader(findings: *Findings, header: *const dynamic.Header, differencing:
     const name = "dynamic header";
     const at = header.offset;
     if (!header.checksumIsRight()) {
-        const right = footers.sumOf(&header.bytes, 36);
+        const right = footers.sumOf(header.bytes, 36);
         try findings.put(.corruption, name, "dynamic header: checksum {value:x}, should be {expected:x}", .{ .offset = at, .value = header.checksum(), .expected = right });
     }
     if (header.version() >> 16 != 1) {

@@ -122,7 +122,7 @@ test "what is planned is read back" {
         const forced = options.force_size orelse false;
         try testing.expectEqual(@as(u64, if (forced) 1 << 20 else 1_079_296), planned.virtual_size);
 
-        const footer = (try footers.atEnd(device)).?;
+        const footer = (try footers.atEnd(arena.allocator(), device)).?;
         try testing.expectEqual(device.length - 512, footer.offset);
         try testing.expect(footer.checksumIsRight());
         try testing.expectEqual(planned.virtual_size / 512, footer.sectors(7));
@@ -133,7 +133,7 @@ test "what is planned is read back" {
             continue;
         }
         try testing.expectEqual(@as(u64, 2560), device.length);
-        const header: dynamic.Header = try .read(device, footer.dataOffset());
+        const header: dynamic.Header = try .read(arena.allocator(), device, footer.dataOffset());
         try testing.expect(header.checksumIsRight());
         const layout: dynamic.Layout = try .of(&header, planned.virtual_size, context, device);
         var table: dynamic.Table = try .init(context, device, layout);

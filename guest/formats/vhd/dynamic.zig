@@ -22,14 +22,14 @@ const max_entries: u64 = std.math.maxInt(i32) / 4;
 
 /// The header as it lies in the file.
 pub const Header = struct {
-    bytes: [size]u8,
+    bytes: *const [size]u8,
     offset: u64,
 
     /// Read the header; what lies past the end of the file reads as zero, and is then no header.
-    pub fn read(device: block.Device, offset: u64) block.Error!Header {
-        var header: Header = .{ .bytes = undefined, .offset = offset };
-        try device.readPadded(offset, &header.bytes);
-        return header;
+    pub fn read(allocator: std.mem.Allocator, device: block.Device, offset: u64) block.Error!Header {
+        const bytes = allocator.create([size]u8) catch return error.NoMemory;
+        try device.readPadded(offset, bytes);
+        return .{ .bytes = bytes, .offset = offset };
     }
 
     fn int(self: *const Header, comptime T: type, at: usize) T {
@@ -37,7 +37,7 @@ pub const Header = struct {
     }
 
     pub fn hasCookie(self: *const Header) bool {
-        return std.mem.startsWith(u8, &self.bytes, cookie);
+        return std.mem.startsWith(u8, self.bytes, cookie);
     }
     pub fn dataOffset(self: *const Header) u64 {
         return self.int(u64, 8);
@@ -58,7 +58,7 @@ pub const Header = struct {
         return self.int(u32, 36);
     }
     pub fn checksumIsRight(self: *const Header) bool {
-        return self.checksum() == footers.sumOf(&self.bytes, 36);
+        return self.checksum() == footers.sumOf(self.bytes, 36);
     }
     pub fn parentUuid(self: *const Header) *const [16]u8 {
         return self.bytes[40..56];

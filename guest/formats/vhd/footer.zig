@@ -22,17 +22,18 @@ pub const sector = 512;
 
 /// A footer as it lies in the file, and where it lies.
 pub const Footer = struct {
-    bytes: [size]u8,
+    bytes: *const [size]u8,
     /// Byte offset in the file.
     offset: u64,
     /// 512, or 511 for old Virtual PC.
     length: u32,
 
-    /// Read `length` (511 or 512) bytes at `offset`.
-    pub fn read(device: block.Device, offset: u64, length: u32) block.Error!Footer {
-        var footer: Footer = .{ .bytes = @splat(0), .offset = offset, .length = length };
-        try device.readPadded(offset, footer.bytes[0..length]);
-        return footer;
+    /// Read `length` (at most 512) bytes at `offset`; what is not there is zero.
+    pub fn read(allocator: std.mem.Allocator, device: block.Device, offset: u64, length: u32) block.Error!Footer {
+        const bytes = allocator.create([size]u8) catch return error.NoMemory;
+        try device.readPadded(offset, bytes[0..length]);
+        @memset(bytes[length..], 0);
+        return .{ .bytes = bytes, .offset = offset, .length = length };
     }
 
     fn int(self: *const Footer, comptime T: type, comptime at: usize) T {
@@ -40,7 +41,7 @@ pub const Footer = struct {
     }
 
     pub fn hasCookie(self: *const Footer) bool {
-        return std.mem.startsWith(u8, &self.bytes, cookie);
+        return std.mem.startsWith(u8, self.bytes, cookie);
     }
 
     /// Bit 1 must be set, bit 0 means temporary, all others are zero.
@@ -106,7 +107,7 @@ pub const Footer = struct {
     }
 
     pub fn checksumIsRight(self: *const Footer) bool {
-        return self.checksum() == sumOf(&self.bytes, 64);
+        return self.checksum() == sumOf(self.bytes, 64);
     }
 
     /// What gives the virtual size.
@@ -138,7 +139,7 @@ fn rule(creator: *const [4]u8, qemu_major: u32) SizeRule {
 }
 
 /// One's complement of the sum of all bytes but the four of the checksum itself.
-pub fn sumOf(bytes: []const u8, checksum_at: usize) u32 {
+pub noinline fn sumOf(bytes: []const u8, checksum_at: usize) u32 {
     var total: u32 = 0;
     for (bytes, 0..) |byte, i| {
         if (i < checksum_at or i >= checksum_at + 4) total +%= byte;
@@ -170,10 +171,10 @@ pub fn places(length: u64, out: *[3]Place) []const Place {
 }
 
 /// The footer at the end of the file, if any of the places has the cookie.
-pub fn atEnd(device: block.Device) block.Error!?Footer {
+pub fn atEnd(allocator: std.mem.Allocator, device: block.Device) block.Error!?Footer {
     var room: [3]Place = undefined;
     for (places(device.length, &room)) |place| {
-        const footer: Footer = try .read(device, place.offset, place.length);
+        const footer: Footer = try .read(allocator, device, place.offset, place.length);
         if (footer.hasCookie()) return footer;
     }
     return null;

@@ -12,7 +12,7 @@ const vhd = @import("vhd.zig");
 pub fn info(context: image.Context, device: block.Device, sink: image.Sink, report: *messages.Info) block.Error!void {
     const loaded = try vhd.load(context, device);
     const footer = &loaded.footer;
-    const at_end = if (loaded.sparse == null) loaded.footer else try footers.atEnd(device);
+    const at_end = if (loaded.sparse == null) loaded.footer else try footers.atEnd(context.allocator, device);
 
     report.virtual_size = loaded.virtual_size;
     const facts = messages.InfoVhd{

@@ -67,13 +67,13 @@ pub fn noFooter(context: image.Context, device: block.Device) error{Refused} {
 pub fn load(context: image.Context, device: block.Device) block.Error!Vhd {
     const diagnostic = context.diagnostic;
     // The copy of the footer and, at its usual place behind it, the dynamic header.
-    var start: [footers.size + dynamic.size]u8 = undefined;
-    try device.readPadded(0, &start);
-    const copied = std.mem.startsWith(u8, &start, footers.cookie);
+    const start = context.allocator.create([footers.size + dynamic.size]u8) catch return error.NoMemory;
+    try device.readPadded(0, start);
+    const copied = std.mem.startsWith(u8, start, footers.cookie);
     const footer: footers.Footer = if (copied)
-        .{ .bytes = start[0..footers.size].*, .offset = 0, .length = footers.size }
+        .{ .bytes = start[0..footers.size], .offset = 0, .length = footers.size }
     else
-        (try footers.atEnd(device)) orelse return noFooter(context, device);
+        (try footers.atEnd(context.allocator, device)) orelse return noFooter(context, device);
     const at = footer.offset;
     const kind = @intFromEnum(footer.diskType());
     if (!copied and footer.diskType() != .fixed) {
@@ -83,7 +83,7 @@ pub fn load(context: image.Context, device: block.Device) block.Error!Vhd {
         return refuse(diagnostic, .corrupt, "footer", "the footer at byte 0 says fixed disk, which has none there", at, kind, none);
     }
     if (!footer.checksumIsRight()) {
-        return refuse(diagnostic, .corrupt, "footer", "Incorrect header checksum {value:x} of the footer at byte {offset}, should be {limit:x}", at, footer.checksum(), footers.sumOf(&footer.bytes, 64));
+        return refuse(diagnostic, .corrupt, "footer", "Incorrect header checksum {value:x} of the footer at byte {offset}, should be {limit:x}", at, footer.checksum(), footers.sumOf(footer.bytes, 64));
     }
     const sectors = footer.sectors(context.qemu_major);
     if (sectors > footers.max_sectors) {
@@ -93,9 +93,9 @@ pub fn load(context: image.Context, device: block.Device) block.Error!Vhd {
     if (!copied) return vhd;
 
     const header: dynamic.Header = if (footer.dataOffset() == footers.size)
-        .{ .bytes = start[footers.size..].*, .offset = footers.size }
+        .{ .bytes = start[footers.size..], .offset = footers.size }
     else
-        try dynamic.Header.read(device, footer.dataOffset());
+        try dynamic.Header.read(context.allocator, device, footer.dataOffset());
     const layout: dynamic.Layout = try .of(&header, vhd.virtual_size, context, device);
     var table: dynamic.Table = try .init(context, device, layout);
     const totals = try table.totals();
