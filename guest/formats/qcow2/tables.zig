@@ -158,4 +158,5 @@ test "subclusters" {
     try std.testing.expectEqual(.zero_plain, subclusterKind(header, .{ .word = 0, .bitmap = 1 << 37 }, 5));
     // Bit 0 of the word means nothing with extended L2.
     try std.testing.expectEqual(.unallocated, subclusterKind(header, .{ .word = 1 }, 0));
+    try std.testing.expectEqual(.normal, (Entry{ .word = 0x50001 }).kind(header));
 }

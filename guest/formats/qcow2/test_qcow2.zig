@@ -176,6 +176,9 @@ test "what a check counts" {
         // A refcount block outside the file, an unaligned one, reserved bits.
         .{ .change = &.{.{ .offset = 1 * at + 8, .value = 1 << 40 }}, .corruptions = 1 },
         .{ .change = &.{.{ .offset = 1 * at + 8, .value = 2 * at + 1 }}, .corruptions = 1 },
+        // The copied flag of an L1 entry is missing; reserved bits in an L1 entry.
+        .{ .change = &.{.{ .offset = 3 * at, .value = 4 * at }}, .corruptions = 1 },
+        .{ .change = &.{.{ .offset = 3 * at, .value = copied | 4 * at | 1 }}, .corruptions = 1 },
     };
     for (cases, 0..) |case, number| {
         errdefer std.debug.print("case {d}\n", .{number});
@@ -190,6 +193,80 @@ test "what a check counts" {
         try std.testing.expectEqual(case.corruptions, report.corruptions);
         try std.testing.expectEqual(case.leaks, report.leaks);
         try std.testing.expectEqual(case.errors, report.check_errors);
+    }
+}
+
+test "the first cluster behind the end of the file is outside" {
+    var bench = try Bench.init(.{});
+    defer bench.deinit();
+    bench.builder.setL2(5, bench.builder.at(32));
+    const outside = try bench.check_();
+    try std.testing.expectEqual(@as(u64, 1), outside.corruptions);
+    try std.testing.expectEqual(@as(u64, 5 * 512), outside.image_end_offset.?);
+    // Half of it inside is enough; it then has no refcount.
+    bench.builder.memory.bytes.items.len -= 300;
+    bench.builder.setL2(5, bench.builder.at(31));
+    const half = try bench.check_();
+    try std.testing.expectEqual(@as(u64, 1), half.corruptions);
+    try std.testing.expectEqual(@as(u64, 32 * 512), half.image_end_offset.?);
+}
+
+test "two L2 tables named in turn" {
+    var bench = try Bench.init(.{ .size = 4 * 64 * 512 });
+    defer bench.deinit();
+    const b = &bench.builder;
+    for (0..4) |i| b.put(u64, b.at(3) + i * 8, b.at(4 + i % 2));
+    b.setRefcount(4, 2);
+    b.setRefcount(5, 2);
+    b.setL2(0, b.at(6));
+    b.setRefcount(6, 2);
+    const report = try bench.check_();
+    try std.testing.expectEqual(@as(u64, 0), report.corruptions + report.leaks);
+    try std.testing.expectEqual(@as(u64, 2), report.allocated_clusters.?);
+}
+
+test "bitmaps: what is sound is listed, what is broken is refused" {
+    const Case = struct { offset: u64 = 0, bytes: []const u8 = "", text: ?[]const u8 };
+    const directory = 6 * 512;
+    const cases = [_]Case{
+        .{ .text = null },
+        .{ .offset = 112 + 3, .bytes = "\x00", .text = "zero bitmaps" },
+        .{ .offset = 112 + 3, .bytes = "\x02", .text = "less bitmaps found (1)" },
+        .{ .offset = 112 + 15, .bytes = "\x00", .text = "directory size is zero" },
+        .{ .offset = 112 + 15, .bytes = "\x1c", .text = "broken bitmap directory" },
+        .{ .offset = 112 + 23, .bytes = "\x01", .text = "invalid bitmap directory offset" },
+        .{ .offset = directory + 11, .bytes = "\x02", .text = "table has 2 entries" },
+        .{ .offset = directory + 16, .bytes = "\x02", .text = "constraints" },
+        .{ .offset = directory + 17, .bytes = "\x08", .text = "constraints" },
+        .{ .offset = directory + 23, .bytes = "\x01", .text = "extra data" },
+        .{ .offset = 7 * 512 + 7, .bytes = "\x02", .text = "entry 1002" },
+    };
+    for (cases) |case| {
+        var bench = try Bench.init(.{ .autoclear = 1 });
+        defer bench.deinit();
+        const b = &bench.builder;
+        const bytes = b.memory.bytes.items;
+        @memcpy(bytes[104..][0..8], "\x23\x85\x28\x75\x00\x00\x00\x18");
+        b.put(u32, 112, 1);
+        b.put(u64, 120, 32);
+        b.put(u64, 128, directory);
+        b.put(u64, directory, 7 * 512);
+        b.put(u32, directory + 8, 1);
+        b.put(u16, directory + 16, 1 << 8 | 9);
+        b.put(u16, directory + 18, 4);
+        @memcpy(bytes[directory + 24 ..][0..4], "name");
+        b.put(u64, 7 * 512, 8 * 512);
+        for (6..9) |cluster| b.setRefcount(cluster, 1);
+        if (case.offset != 0) @memcpy(bytes[@intCast(case.offset)..][0..case.bytes.len], case.bytes);
+        errdefer std.debug.print("case {?s}: {s}\n", .{ case.text, bench.diagnostic.message() });
+        if (case.text) |text| {
+            try std.testing.expectError(error.Refused, bench.info_());
+            try std.testing.expect(std.mem.indexOf(u8, bench.diagnostic.message(), text) != null);
+        } else {
+            try std.testing.expectEqual(@as(u64, 1), (try bench.info_()).qcow2.?.bitmaps);
+            const report = try bench.check_();
+            try std.testing.expectEqual(@as(u64, 0), report.corruptions + report.leaks);
+        }
     }
 }
 
@@ -234,11 +311,14 @@ test "segments partition the disk and merge what is contiguous" {
     bench.builder.setL2(5, bench.builder.at(10) | 1);
     bench.builder.setL2(6, 1 << 62 | bench.builder.at(11));
     bench.builder.setL2(8, bench.builder.at(100));
+    // Data right behind an allocated zero cluster.
+    bench.builder.setL2(9, bench.builder.at(20) | 1);
+    bench.builder.setL2(10, bench.builder.at(21));
     var letters: [16]u8 = undefined;
     var lengths: [16]u64 = undefined;
     const count = try bench.walk(&letters, &lengths);
-    try std.testing.expectEqualStrings("uddzzcudu", letters[0..count]);
-    try std.testing.expectEqualSlices(u64, &.{ 512, 1024, 512, 512, 512, 512, 512, 512, (33 << 10) - 9 * 512 }, lengths[0..count]);
+    try std.testing.expectEqualStrings("uddzzcudzdu", letters[0..count]);
+    try std.testing.expectEqualSlices(u64, &.{ 512, 1024, 512, 512, 512, 512, 512, 512, 512, 512, (33 << 10) - 11 * 512 }, lengths[0..count]);
 }
 
 test "broken entries end the walk there, with a reason" {
@@ -292,6 +372,17 @@ test "snapshots without end are refused at once" {
     try std.testing.expectEqual(@as(u64, 65536 + 1), report.corruptions);
     try std.testing.expect(report.findings_omitted > 60_000);
     try std.testing.expect(bench.counter.delivered < 3000);
+}
+
+test "a snapshot with too much extra data is refused" {
+    var bench = try Bench.init(.{});
+    defer bench.deinit();
+    bench.builder.put(u32, 60, 1);
+    bench.builder.put(u64, 64, bench.builder.at(10));
+    bench.builder.put(u32, bench.builder.at(10) + 36, 1024);
+    _ = try bench.info_();
+    bench.builder.put(u32, bench.builder.at(10) + 36, 1025);
+    try std.testing.expectError(error.Refused, bench.info_());
 }
 
 test "a snapshot's tables count" {
