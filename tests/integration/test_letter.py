@@ -172,3 +172,19 @@ def test_create_refused_by_both(words: list[str], tmp_path: Path) -> None:
     assert done.status == 1
     done.one_line()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("operation", ["measure", "check"])
+def test_progress(operation: str, tmp_path: Path) -> None:
+    """What takes long says how far it is, to whoever asks."""
+    name = "many-tables.qcow2"
+    made = qemu("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata,cluster_size=4k", name, "5G", cwd=tmp_path)
+    assert made.status == 0
+    quiet = run("run", operation, name, cwd=tmp_path)
+    assert quiet.err == ""
+    done = run("run", operation, "-p", name, cwd=tmp_path)
+    assert (done.status, done.out) == (quiet.status, quiet.out)
+    percentages = [float(line.removeprefix("(").removesuffix("/100%)")) for line in done.err.splitlines()]
+    assert percentages
+    assert percentages == sorted(percentages)
+    assert 0 <= percentages[0] <= percentages[-1] <= 100
