@@ -175,6 +175,8 @@ class Outcome:
     usage: Usage
     #: Length in bytes of each device at the end, in the order of the job.
     device_lengths: tuple[int, ...] = ()
+    #: For each device, why its file last failed (reading, writing, no space), or None.
+    device_errors: tuple[str | None, ...] = ()
 
 
 class Runner(Protocol):

@@ -201,6 +201,7 @@ def test_block_status(exerciser: Exerciser) -> None:
 def test_a_file_that_shrinks_is_an_io_error(exerciser: Exerciser) -> None:
     ran = exerciser.run([_read(0, 5000)], CONTENT, prepare=lambda fd: os.ftruncate(fd, 1000))
     assert ran.answers[0]["result"] == -ct.ERROR_IO
+    assert ran.outcome.device_errors == ("the file now ends at or before byte 1000, it had 5000",)
 
 
 def test_alloc(exerciser: Exerciser) -> None:

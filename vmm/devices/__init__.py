@@ -19,7 +19,7 @@ snapshot) or ``DONE`` (the run is complete; ``bus.control.status`` is the operat
 also ends long transfers.  Nothing else leaves this package, whatever a guest writes.
 
 The boot page of a run is filled from ``bus.boot_devices()``; the outcome from ``bus.usage(exits, elapsed_ns)``,
-``bus.device_lengths()``, ``bus.recent_requests()`` and ``bus.last_io_error()``; ``bus.end_run()`` forgets all that.
+``bus.device_lengths()``, ``bus.recent_requests()`` and ``bus.device_errors()``; ``bus.end_run()`` forgets all that.
 ``bus.state()`` and ``bus.restore(state)`` are for the snapshot: they hold what the guest's driver knows (registers and
 ring positions), not files, so that a warm machine serves other files without another handshake.
 """

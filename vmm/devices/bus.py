@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.boundary import Event, Job
-    from vmm.devices.errors import BackendError
     from vmm.devices.memory import GuestMemory
 
 __all__ = ["CONTINUE", "DONE", "READY", "Bus"]
 
 _STRIDE_SHIFT = ct.VIRTIO_STRIDE.bit_length() - 1
+#: What is a file's fault rather than the guest's.
+_FILE_ERRORS = (ct.ERROR_IO, ct.ERROR_NO_SPACE)
 _DOORBELL = ct.CONTROL_BASE + ct.CONTROL_DOORBELL
 
 
@@ -114,13 +115,10 @@ class Bus:
         """The last block requests of each device, newest last, one line each."""
         return tuple(line for block in self.blocks for line in block.recent())
 
-    def last_io_error(self) -> tuple[int, BackendError] | None:
-        """The number of a device whose file failed, and how: the host's side of an `io` error message."""
-        for block in self.blocks:
-            error = block.last_error
-            if error is not None and error.code in (ct.ERROR_IO, ct.ERROR_NO_SPACE):
-                return block.index, error
-        return None
+    def device_errors(self) -> tuple[str | None, ...]:
+        """Why the file of each device last failed, None where it did not: the host's side of an `io` error message."""
+        errors = (block.last_error for block in self.blocks)
+        return tuple(error.message if error and error.code in _FILE_ERRORS else None for error in errors)
 
     def state(self) -> object:
         """What the guest's drivers know of the devices, for :meth:`restore`.  No files, no counters."""

@@ -201,7 +201,8 @@ class Machine:
             finally:
                 vcpu.disarm()
             status = bus.control.status if failure is None else None
-            outcome = Outcome(status, failure, bus.usage(self._exits, monotonic_ns() - start), bus.device_lengths())
+            usage = bus.usage(self._exits, monotonic_ns() - start)
+            outcome = Outcome(status, failure, usage, bus.device_lengths(), bus.device_errors())
             settled = True
         finally:
             self._used = True

@@ -175,7 +175,7 @@ class Session:
         outcome = self.execute(self.operation(operation), request.as_fields(), devices, on_payload, names)
         message = answered[0] if answered else None
         if message is not None and message.NAME == "error":
-            raise refused(message, names)
+            raise refused(message, names, outcome.device_errors)
         if message is None or outcome.status not in statuses:
             said = f"emitted {message.NAME}" if message is not None else "did not answer"
             raise GuestFailedError(f"the guest {said} and ended with status {outcome.status}")
@@ -188,13 +188,20 @@ def _device_name(device: int | None, names: Sequence[str]) -> str | None:
     return names[device] if device is not None and device < len(names) else names[0]
 
 
-def refused(message: Message, names: Sequence[str]) -> RefusedError:
-    """The error for an ``error`` message; ``guest-code`` and what the guest found are among its details."""
+def refused(message: Message, names: Sequence[str], reasons: Sequence[str | None] = ()) -> RefusedError:
+    """The error for an ``error`` message; ``guest-code`` and what the guest found are among its details.
+
+    :param reasons: why each device's file failed, for what the guest knows as ``io`` only.
+    """
     fields = message.as_fields()
     code = printable(str(fields.pop("code")))
     text = printable(str(fields.pop("message")))
     device = fields.pop("device", None)
-    details: dict[str, str | int | bool | None] = {"file": _device_name(int(str(device or 0)), names)}
+    number = int(str(device or 0))
+    details: dict[str, str | int | bool | None] = {"file": _device_name(number, names)}
+    reason = reasons[number] if number < len(reasons) else None
+    if code == "io" and reason is not None:
+        text = f"{text}: {printable(reason)}"
     details.update({key: value for key, value in fields.items() if isinstance(value, (str, int))})
     kind = NoChecksError if code == "no-checks" else RefusedError
     return kind(text, guest_code=code, **details)
