@@ -147,20 +147,25 @@ pub const Encoder = struct {
 
     fn tabulated(self: *Encoder, table: []const Field, base: [*]const u8) EncodeError!void {
         var count: usize = 0;
-        for (table) |*field| count += @intFromBool(field.present(base + field.offset));
+        for (table) |*field| count += @intFromBool(field.access.present(base + field.offset));
         try self.map(count);
         for (table) |*field| {
-            if (!field.present(base + field.offset)) continue;
-            try self.raw(field.key);
-            try field.write(self, base + field.offset);
+            if (!field.access.present(base + field.offset)) continue;
+            try self.raw(field.key[0..field.key_length]);
+            try field.access.write(self, base + field.offset);
         }
     }
 };
 
 /// A field of a struct: its encoded key, where it lies, and the functions of its type (shared by all of that type).
 const Field = struct {
-    key: []const u8,
-    offset: usize,
+    key: [*]const u8,
+    access: *const Functions,
+    key_length: u16,
+    offset: u16,
+};
+
+const Functions = struct {
     present: *const fn (*const anyopaque) bool,
     write: *const fn (*Encoder, *const anyopaque) EncodeError!void,
 };
@@ -170,12 +175,12 @@ fn fieldTable(comptime T: type) []const Field {
         const order = sortedFields(T);
         var table: [order.len]Field = undefined;
         for (order, &table) |name, *field| {
-            const access = Access(@FieldType(T, name));
+            const key = encodedText(cbor.keyOf(name));
             field.* = .{
-                .key = encodedText(cbor.keyOf(name)),
+                .key = key.ptr,
+                .access = &Access(@FieldType(T, name)).functions,
+                .key_length = key.len,
                 .offset = @offsetOf(T, name),
-                .present = access.present,
-                .write = access.write,
             };
         }
         const final = table;
@@ -185,6 +190,8 @@ fn fieldTable(comptime T: type) []const Field {
 
 fn Access(comptime T: type) type {
     return struct {
+        const functions: Functions = .{ .present = present, .write = write };
+
         fn at(address: *const anyopaque) *const T {
             return @ptrCast(@alignCast(address));
         }
