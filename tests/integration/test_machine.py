@@ -82,6 +82,24 @@ def test_reset_state_is_fresh_state(disk: tuple[DeviceSpec, ...]) -> None:
             assert state_of(machine).differences(fresh) == []
 
 
+def test_the_processor_is_set_up_as_promised() -> None:
+    """Bits of Intel SDM volume 3, section 2.5: some hosts do not enforce all of them, none may lack them."""
+    work = job("innocent")
+    with Machine(work.elf, 0, MEMORY) as machine:
+        machine.boot(work)
+        sregs = machine.vcpu.special_registers()
+        registers = machine.vcpu.registers()
+    assert sregs.cs.selector & 3 == sregs.ss.selector & 3 == 3
+    assert (sregs.cs.l, sregs.cs.dpl) == (1, 3)
+    assert sregs.cr0 >> 16 & 1, "CR0.WP: ring 0 does not write read-only pages"
+    assert sregs.cr4 >> 2 & 1, "CR4.TSD: no clock"
+    assert not sregs.cr4 & (1 << 8 | 1 << 16 | 1 << 18), "PCE, FSGSBASE, OSXSAVE"
+    assert sregs.efer >> 11 & 1, "EFER.NXE"
+    assert not sregs.efer & 1, "EFER.SCE: no syscall"
+    assert registers["rflags"] >> 12 & 3 == 0, "no I/O privilege"
+    assert not registers["rflags"] >> 9 & 1, "no interrupts"
+
+
 def test_two_machines_boot_alike(disk: tuple[DeviceSpec, ...]) -> None:
     work = job("innocent", disk)
     assert fresh_state(work).differences(fresh_state(work)) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import calltable as ct
@@ -48,7 +48,8 @@ EDGES = sorted({edge for region in REGIONS for edge in (region.start, region.end
 ADDRESSES = st.builds(lambda edge, off: max(0, edge + off), st.sampled_from(EDGES), st.integers(-9000, 9000))
 
 
-@given(ADDRESSES | st.integers(0, 2**64 - 1), st.integers(0, 20000), st.booleans())
+@settings(max_examples=500, deadline=None)
+@given(ADDRESSES | st.integers(0, 2**64 - 1), st.integers(0, 64) | st.integers(0, 20000), st.booleans())
 def test_only_what_ring_3_may_touch(memory: GuestMemory, address: int, length: int, writable: bool) -> None:
     if expected(address, length, writable):
         view = memory.view(address, length, writable=writable)
@@ -56,6 +57,17 @@ def test_only_what_ring_3_may_touch(memory: GuestMemory, address: int, length: i
     else:
         with pytest.raises(MemoryAccessError):
             memory.view(address, length, writable=writable)
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=lambda region: region.name)
+def test_every_region(memory: GuestMemory, region: Region) -> None:
+    for address in (region.start, region.end - 8):
+        for writable in (False, True):
+            if region.user and not region.device and (region.write or not writable):
+                assert len(memory.view(address, 8, writable=writable)) == 8
+            else:
+                with pytest.raises(MemoryAccessError):
+                    memory.view(address, 8, writable=writable)
 
 
 @pytest.mark.parametrize("length", [2**64, 2**64 - 1, 2**63, 1 << 40])
