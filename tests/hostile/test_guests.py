@@ -260,6 +260,7 @@ def test_panic_text_cannot_reach_a_terminal(bench: Bench) -> None:
     assert failure.kind == FailureKind.PANIC
     assert "escape" in failure.message
     assert failure.message.isprintable()
+    assert [frame.function for frame in failure.backtrace] == ["panic", "_start"]
 
 
 def test_wrong_cbor_arrives_as_it_was_sent(bench: Bench) -> None:
