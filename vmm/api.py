@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 
 from vmm.boundary import Limits
-from vmm.operations.foreign import is_path, load_elf, run_foreign
+from vmm.operations.foreign import load_elf, run_foreign
 from vmm.operations.info import DEFAULT_QEMU_VERSION
-from vmm.operations.session import OPERATIONS, Session
+from vmm.operations.session import OPERATIONS, Session, is_path
 from vmm.record import dataclass, replace
 
 TYPE_CHECKING = False

@@ -9,8 +9,7 @@ from vmm.cli.jsontext import compact, pretty
 from vmm.cli.progress import Progress
 from vmm.cli.terminal import err, out
 from vmm.errors import EXIT_OK, OperationLoadError, UsageError, VmmError
-from vmm.operations.foreign import is_path, load_elf, run_foreign
-from vmm.operations.session import OPERATIONS, Session
+from vmm.operations.session import OPERATIONS, Session, is_path
 from vmm.operations.text import printable
 
 TYPE_CHECKING = False
@@ -74,6 +73,12 @@ def _new_runner(arguments: Arguments, *, warm: bool) -> Runner:
     return MachineRunner(warm=warm, kvm_path=arguments.get("kvm") or "/dev/kvm")
 
 
+def _load(path: str) -> bytes:
+    from vmm.operations.foreign import load_elf
+
+    return load_elf(path)
+
+
 class Command:
     """One ``pyvmm run`` with its runner, which lives until the last file is done."""
 
@@ -86,7 +91,7 @@ class Command:
         self.files = self._files()
         self.many = len(self.files) > 1
         limits = runoptions.limits(arguments)
-        self._elf = load_elf(operation) if is_path(operation) else None
+        self._elf = _load(operation) if is_path(operation) else None
         op_elf = arguments.get("op-elf")
         verbosity = arguments.count("verbose")
         self.progress = Progress(asked="progress" in arguments)
@@ -95,7 +100,7 @@ class Command:
         self.session = Session(
             self.runner,
             limits=limits,
-            elf=None if op_elf is None else load_elf(op_elf),
+            elf=None if op_elf is None else _load(op_elf),
             log_level=min(_LOG_INFO + verbosity - 1, _LOG_DEBUG) if verbosity else 0,
             on_log=_log,
             on_progress=self.progress.update if self.progress.wanted else None,
@@ -155,14 +160,17 @@ class Command:
         lines = self.many or self._elf is not None
         out((compact(value) if lines else pretty(value)) + "\n")
 
-    def _answer(self, text: str, value: dict[str, object], path: str | None, *, first: bool, header: bool) -> None:
-        """Show a report: as text, below its file's name when there are many, or as JSON."""
+    def _show_json(self, value: dict[str, object], path: str | None) -> None:
+        """Show a report as JSON; it names its file when there are many."""
         self.progress.finish()
-        if self.json:
-            if self.many and "filename" not in value:
-                value = {"filename": path, **value}
-            self._out_json(value)
-        elif not self.quiet:
+        if self.many and "filename" not in value:
+            value = {"filename": path, **value}
+        self._out_json(value)
+
+    def _show_text(self, text: str, path: str | None, *, first: bool, header: bool) -> None:
+        """Show a report as text, below its file's name when there are many."""
+        self.progress.finish()
+        if not self.quiet:
             above = ("" if first else "\n") if self.many else ""
             if self.many and header:
                 above += f"image: {printable(str(path))}\n"
@@ -175,8 +183,6 @@ class Command:
         return handler[self.operation](path, first)
 
     def _measure(self, path: str | None, first: bool) -> int:
-        from vmm.cli.human import measure_text
-        from vmm.cli.reports import measure_json
         from vmm.operations.measure import measure
         from vmm.operations.options import collect_options
 
@@ -190,11 +196,17 @@ class Command:
             options=collect_options(arguments.all("options")),
             follow_symlinks=self.follow,
         )
-        self._answer(measure_text(report), measure_json(report), path, first=first, header=True)
+        if self.json:
+            from vmm.cli.reports import measure_json
+
+            self._show_json(measure_json(report), path)
+        else:
+            from vmm.cli.human import measure_text
+
+            self._show_text(measure_text(report), path, first=first, header=True)
         return report.exit_status
 
     def _info(self, path: str | None, first: bool) -> int:
-        from vmm.cli.human import info_text
         from vmm.cli.reports import info_json, version_of
         from vmm.operations.info import DEFAULT_QEMU_VERSION, info
 
@@ -211,25 +223,29 @@ class Command:
             follow_symlinks=self.follow,
         )
         if self.json:
-            self._answer("", info_json(report, version), path, first=first, header=False)
+            self._show_json(info_json(report, version), path)
         else:
-            self._answer(info_text(report, version), {}, path, first=first, header=False)
+            from vmm.cli.human import info_text
+
+            self._show_text(info_text(report, version), path, first=first, header=False)
         return report.exit_status
 
     def _check(self, path: str | None, first: bool) -> int:
-        from vmm.cli.human import check_text, findings_text
-        from vmm.cli.reports import check_json
         from vmm.operations.check import check
 
         report = check(self.session, str(path), format=self.arguments.get("format"), follow_symlinks=self.follow)
-        if not self.json:
+        if self.json:
+            from vmm.cli.reports import check_json
+
+            self._show_json(check_json(report), path)
+        else:
+            from vmm.cli.human import check_text, findings_text
+
             err(findings_text(report))
-        self._answer(check_text(report), check_json(report), path, first=first, header=True)
+            self._show_text(check_text(report), path, first=first, header=True)
         return report.exit_status
 
     def _create(self, path: str | None, first: bool) -> int:
-        from vmm.cli.human import create_text
-        from vmm.cli.reports import create_json
         from vmm.operations.create import create
         from vmm.operations.options import collect_options
 
@@ -248,10 +264,18 @@ class Command:
             uuid=_uuid(arguments.get("uuid")),
             follow_symlinks=self.follow,
         )
-        self._answer(create_text(report), create_json(report), path, first=first, header=False)
+        if self.json:
+            from vmm.cli.reports import create_json
+
+            self._show_json(create_json(report), path)
+        else:
+            from vmm.cli.human import create_text
+
+            self._show_text(create_text(report), path, first=first, header=False)
         return report.exit_status
 
     def _foreign(self, elf: bytes, path: str | None) -> int:
+        from vmm.operations.foreign import run_foreign
         from vmm.operations.options import collect_options
 
         def show(name: str, fields: Mapping[str, Value]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno as errnos
-from collections import deque
 from struct import Struct
 
 from calltable import ERROR_INVALID, ERROR_IO, ERROR_RANGE, ERROR_READ_ONLY, ERROR_UNSUPPORTED, QUEUE_SIZE
@@ -77,7 +76,8 @@ class BlockDevice(MmioDevice):
         self.index = index
         #: The reason of the last request that failed, for the report.
         self.last_error: BackendError | None = None
-        self._recent: deque[tuple[int, int, int, int]] = deque(maxlen=RECENT)
+        #: The last RECENT requests.  (A list: collections would be an import on the path of a plain run.)
+        self._recent: list[tuple[int, int, int, int]] = []
         super().__init__(memory, (QUEUE_SIZE,))
 
     def attach(self, backend: FileBackend | None) -> None:
@@ -177,6 +177,8 @@ class BlockDevice(MmioDevice):
             self.last_error = error
         status_view[0] = status
         self._recent.append((kind, sector, in_length or out_length, status))
+        if len(self._recent) > RECENT:
+            del self._recent[0]
         # The count may not go past what is known to be written from the first byte on (section 2.7.8.2).
         return written + 1 if written == in_length else written
 

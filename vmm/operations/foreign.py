@@ -34,11 +34,6 @@ class ForeignReport:
         return 0 if self.status == 0 else 1
 
 
-def is_path(operation: str) -> bool:
-    """Whether what stands for an operation names an ELF file: it contains ``/`` or ends with ``.elf``."""
-    return "/" in operation or operation.endswith(".elf")
-
-
 def load_elf(path: str, *, follow_symlinks: bool = True) -> bytes:
     """Read an operation's ELF file.
 

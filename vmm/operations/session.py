@@ -40,6 +40,11 @@ MAX_KEPT = 200_000
 _GUESTS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_guest")
 
 
+def is_path(operation: str) -> bool:
+    """Whether what stands for an operation names an ELF file: it contains ``/`` or ends with ``.elf``."""
+    return "/" in operation or operation.endswith(".elf")
+
+
 def load_operation(name: str) -> bytes:
     """The ELF of an operation that comes with the package.
 
