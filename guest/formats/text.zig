@@ -2,8 +2,9 @@
 
 const std = @import("std");
 
-/// Decode `bytes` as UTF-8; every byte that cannot be decoded becomes U+FFFD.  The result is `bytes` itself when it is
-/// valid, and otherwise lies in `allocator`'s memory, at most three times as long.
+/// Decode `bytes` as UTF-8; what cannot be decoded becomes U+FFFD: one for each byte, or for a lead byte and the
+/// continuation bytes that it asks for and that follow, as QEMU has it.  The result is `bytes` itself when it is valid,
+/// and otherwise lies in `allocator`'s memory, at most three times as long.
 pub fn fromUtf8(allocator: std.mem.Allocator, bytes: []const u8) error{OutOfMemory}![]const u8 {
     if (std.unicode.utf8ValidateSlice(bytes)) return bytes;
     const out = try allocator.alloc(u8, bytes.len * 3);
@@ -19,10 +20,20 @@ pub fn fromUtf8(allocator: std.mem.Allocator, bytes: []const u8) error{OutOfMemo
         } else {
             out[used..][0..3].* = std.unicode.replacement_character_utf8;
             used += 3;
-            i += 1;
+            i += brokenLength(bytes[i..]);
         }
     }
     return out[0..used];
+}
+
+/// Bytes that one replacement stands for.  Leads of five and six bytes are those of the first UTF-8 (RFC 2279).
+fn brokenLength(bytes: []const u8) usize {
+    const lead = bytes[0];
+    if (lead < 0xc0 or lead >= 0xfe) return 1;
+    const wanted = @min(@as(usize, @clz(~lead)), bytes.len);
+    var length: usize = 1;
+    while (length < wanted and bytes[length] & 0xc0 == 0x80) length += 1;
+    return length;
 }
 
 /// Decode UTF-16 (an odd last byte is left out) up to the first NUL; unpaired surrogates become U+FFFD.
@@ -77,8 +88,8 @@ test "undecodable bytes become replacement characters" {
     var fixed: std.heap.FixedBufferAllocator = .init(&buffer);
     const plain = "grün";
     try std.testing.expectEqual(plain.ptr, (try fromUtf8(fixed.allocator(), plain)).ptr);
-    const cut = try fromUtf8(fixed.allocator(), "a\xffb\xe2\x82");
-    try std.testing.expectEqualStrings("a\u{fffd}b\u{fffd}\u{fffd}", cut);
+    const cut = try fromUtf8(fixed.allocator(), "a\xffb\xe2\x82\xc3\x80\x80c\xe2\x82");
+    try std.testing.expectEqualStrings("a\u{fffd}b\u{fffd}À\u{fffd}c\u{fffd}", cut);
 }
 
 test "UTF-16 with surrogates, ends at NUL" {
