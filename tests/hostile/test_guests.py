@@ -93,6 +93,7 @@ LIMITS: dict[str, tuple[float, dict[str, int], str, float]] = {
     "spin_on_exits": (0.15, {}, "timeout", 0.15),
     "message_flood": (20, {"max_messages": 1000}, "max-messages", 1000),
     "report_flood": (20, {"max_report": 1 << 20}, "max-report", 1 << 20),
+    "read_flood": (20, {"max_read": 1 << 16}, "max-read", 1 << 16),
 }
 
 DMA = tuple(
@@ -241,6 +242,13 @@ def test_host_dependent_instruction(bench: Bench, name: str) -> None:
 def test_messages_before_the_limit_are_delivered(bench: Bench) -> None:
     bench.fail("message_flood", max_messages=1000)
     assert sum(isinstance(event, MessageEvent) for event in bench.events) <= 1000
+
+
+def test_the_last_block_requests_are_shown(bench: Bench) -> None:
+    failure = bench.fail("read_and_divide")
+    assert failure.vector == 0
+    assert failure.backtrace[0].function == "read_and_divide"
+    assert "65536" in failure.recent_requests[-1]
 
 
 def test_log_flood_is_charged(bench: Bench, disk: tuple[DeviceSpec, ...]) -> None:

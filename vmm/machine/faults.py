@@ -126,7 +126,7 @@ def from_abort(message: bytes, site: int, vcpu: Vcpu, memory: GuestMemory) -> Fa
     """The report of a panic: the site it blames first, then the frames of the operation that led there."""
     registers = vcpu.registers()
     chain = [a for a in backtrace(memory, registers) if 0 <= a - OPERATION_BASE < OPERATION_SIZE]
-    # The site is the last byte of a call whose return address is in the chain; frames before it are of the panic itself.
+    # The site is the last byte of a call whose return address is in the chain; what comes before is the panic itself.
     for index, address in enumerate(chain):
         if address - site in (0, 1):
             chain = chain[index + 1 :]

@@ -6,7 +6,7 @@ processor never writes into the tables: they are the same before and after a run
 
 from __future__ import annotations
 
-from array import array
+from struct import pack
 
 from calltable import LARGE_PAGE_SIZE, PAGE_SIZE
 from vmm.errors import UsageError
@@ -112,9 +112,9 @@ class PageTables:
                 index = address // size % _ENTRIES
                 count = min(_ENTRIES - index, (region.end - address) // size)
                 end = address + count * size
-                self._words[table + index : table + index + count] = memoryview(
-                    array("Q", range(address | flags, end | flags, size))
-                )
+                # (Not array: importing it brings collections, which costs more than this.)
+                entries = pack(f"{count}Q", *range(address | flags, end | flags, size))
+                self._words[table + index : table + index + count] = memoryview(entries).cast("Q")
                 address = end
 
     def release(self) -> None:

@@ -377,6 +377,22 @@ static int64_t report_flood(table_t *table)
         table->emit(message, sizeof(message));
 }
 
+static int64_t read_flood(table_t *table)
+{
+    static unsigned char buffer[4096];
+
+    for (;;)
+        table->read(0, 4096, buffer, sizeof(buffer));
+}
+
+static int64_t read_and_divide(table_t *table)
+{
+    static unsigned char buffer[512];
+
+    table->read(0, 65536, buffer, sizeof(buffer));
+    return divide(table);
+}
+
 static int64_t wrong_cbor(table_t *table)
 {
     table->emit("\xFF\xFE", 2);
@@ -512,7 +528,8 @@ static const struct {
     CASE(invalidate), CASE(simd_exception), CASE(ring_trap_page), CASE(ring_absent_device), CASE(ready_again),
     CASE(unknown_command), CASE(control_block_in_system), CASE(control_block_nowhere), CASE(report_from_system),
     CASE(batch_too_long), CASE(odd_doorbell), CASE(wide_doorbell), CASE(execute_device), CASE(log_flood),
-    CASE(message_flood), CASE(report_flood), CASE(wrong_cbor), CASE(garbage_status), CASE(panic), CASE(endless_text),
+    CASE(message_flood), CASE(report_flood), CASE(read_flood),
+    CASE(read_and_divide), CASE(wrong_cbor), CASE(garbage_status), CASE(panic), CASE(endless_text),
     CASE(nonsense_ring), CASE(looped_ring), CASE(dma_text), CASE(dma_constants),
     CASE(dma_call_table), CASE(dma_boot_page), CASE(dma_request), CASE(dma_stubs), CASE(dma_page_tables),
     CASE(dma_ring0_stack), CASE(dma_page_zero), CASE(dma_doorbell), CASE(dma_wrap), CASE(dma_across_guard), CASE(soil), CASE(soil_segments),
