@@ -86,6 +86,44 @@ pub fn refuse(context: image.Context, name: []const u8, purpose: Purpose) error{
     );
 }
 
+fn detected(bytes: []const u8) ![]const u8 {
+    var memory: block.Memory = try .init(std.testing.allocator, bytes);
+    defer memory.deinit();
+    var diagnostic: block.Diagnostic = .{};
+    const context: image.Context = .{ .allocator = std.testing.allocator, .diagnostic = &diagnostic };
+    return (try Registry(.measure).detect(context, memory.device())).name;
+}
+
+test "a magic at the start beats a trailer, a trailer beats raw" {
+    var bytes: [2048]u8 = @splat(0);
+    try std.testing.expectEqualStrings("raw", try detected(&bytes));
+    try std.testing.expectEqualStrings("raw", try detected(""));
+    bytes[1536..1544].* = "conectix".*;
+    try std.testing.expectEqualStrings("vpc", try detected(&bytes));
+    try std.testing.expectEqualStrings("vpc", try detected(bytes[0..2047]));
+    bytes[0..8].* = "QFI\xfb\x00\x00\x00\x03".*;
+    try std.testing.expectEqualStrings("qcow2", try detected(&bytes));
+    bytes[7] = 1;
+    try std.testing.expectEqualStrings("qcow", try detected(&bytes));
+    bytes[0..8].* = "conectix".*;
+    try std.testing.expectEqualStrings("vpc", try detected(&bytes));
+}
+
+test "an operation has its own functions and no others" {
+    var diagnostic: block.Diagnostic = .{};
+    const context: image.Context = .{ .allocator = std.testing.allocator, .diagnostic = &diagnostic };
+    const checker = try Registry(.check).byName(context, "vpc");
+    try std.testing.expect(checker.check != null and checker.info == null and checker.open == null);
+    const measurer = try Registry(.measure).byName(context, "vpc");
+    try std.testing.expect(measurer.check == null and measurer.info == null and measurer.open != null);
+    try std.testing.expectError(error.Refused, Registry(.info).byName(context, "vhd"));
+    try std.testing.expectEqualStrings("Unknown driver 'vhd'", diagnostic.message());
+    try std.testing.expectEqual(error.Refused, refuse(context, "raw", .check));
+    try std.testing.expectEqual(.no_checks, diagnostic.code);
+    try std.testing.expectEqual(error.Refused, refuse(context, "vmdk", .check));
+    try std.testing.expectEqual(.unsupported, diagnostic.code);
+}
+
 test {
     _ = qcow2;
     _ = @import("text.zig");

@@ -116,7 +116,8 @@ fn isGrowingRedolog(head: []const u8) bool {
         (holds(head, 64, "\x00\x00\x01\x00") or holds(head, 64, "\x00\x00\x02\x00"));
 }
 
-/// A VMDK text descriptor: comment lines and blank lines, then `version=` 1, 2 or 3 on a line of its own.
+/// A VMDK text descriptor: comments and lines of blanks, then `version=` 1, 2 or 3 on a line of its own.  Empty lines do
+/// not count as blank for qemu-img, and what does not begin like this is raw.
 fn isVmdkDescriptor(head: []const u8) bool {
     var rest = head;
     while (std.mem.indexOfScalar(u8, rest, '\n')) |end| {
@@ -124,7 +125,7 @@ fn isVmdkDescriptor(head: []const u8) bool {
         rest = rest[end + 1 ..];
         if (line.len > 0 and line[0] == '#') continue;
         if (std.mem.endsWith(u8, line, "\r")) line = line[0 .. line.len - 1];
-        if (std.mem.allEqual(u8, line, ' ')) continue;
+        if (line.len > 0 and std.mem.allEqual(u8, line, ' ')) continue;
         return line.len == 9 and std.mem.startsWith(u8, line, "version=") and line[8] >= '1' and line[8] <= '3';
     }
     return false;
@@ -157,11 +158,12 @@ test "every sign is found, and none with a byte changed" {
 
 test "a VMDK descriptor is told by its version line" {
     try expectName("vmdk-descriptor", "# Disk DescriptorFile\nversion=1\nCID=1\n");
-    try expectName("vmdk-descriptor", "#\r\n  \r\n\nversion=3\r\n");
+    try expectName("vmdk-descriptor", "#\r\n  \r\n \nversion=3\r\n");
     try expectName(null, "# Disk DescriptorFile\nversion=4\n");
     try expectName(null, "# Disk DescriptorFile\n version=1\n");
     try expectName(null, "# Disk DescriptorFile\nversion=1");
     try expectName(null, "CID=1\nversion=1\n");
+    try expectName(null, "#\n\nversion=1\n");
 }
 
 test "a Bochs image needs its type and version" {
