@@ -1,4 +1,4 @@
-"""The decoder of hostile reports: everything or one error, and never more than cbor2 would accept."""
+"""The decoder of hostile reports: everything that the contract has, or one error."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ def depth(value: object) -> int:
 
 
 @given(VALUES.filter(lambda value: depth(value) <= MAX_DEPTH))
-def test_round_trip_and_same_bytes_as_cbor2(value: Any) -> None:
+def test_round_trip(value: Any) -> None:
     encoded = encode(value)
-    # cbor2 sorts keys by length first (RFC 7049); bytewise order of RFC 8949 is the same for text below 24 bytes.
-    assert encoded == cbor2.dumps(value, canonical=True)
     assert decode(encoded) == value
     assert cbor2.loads(encoded) == value
+
+
+@given(st.dictionaries(TEXT, st.integers(0, 3), max_size=8))
+def test_keys_are_in_the_order_of_rfc_8949(value: dict[str, int]) -> None:
+    keys = sorted(value, key=encode)
+    assert encode(value) == encode(dict.fromkeys(keys))[:1] + b"".join(encode(k) + encode(value[k]) for k in keys)
 
 
 @given(st.binary(max_size=200))
@@ -66,35 +70,35 @@ def test_damaged_encodings_raise_nothing_else(value: Any, data: st.DataObject) -
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        pytest.param(b"", "cut short", id="nothing"),
-        pytest.param(b"\x19\x01", "cut short", id="head-cut"),
+        pytest.param(b"", "end of stream", id="nothing"),
+        pytest.param(b"\x19\x01", "end of stream", id="head-cut"),
         pytest.param(b"\x01\x01", "after the item", id="trailing"),
-        pytest.param(b"\xc0\x60", "tag", id="date-tag"),
-        pytest.param(b"\xc2\x41\x01", "tag", id="bignum-tag"),
-        pytest.param(b"\xd8\x1c\x80", "tag", id="shareable-tag"),
-        pytest.param(b"\xd9\xd9\xf7\x01", "tag", id="self-described-tag"),
+        pytest.param(b"\xc0\x60", "tag 0", id="date-tag"),
+        pytest.param(b"\xc2\x41\x01", "tag 2", id="bignum-tag"),
+        pytest.param(b"\xd8\x1c\x80", "tag 28", id="shareable-tag"),
+        pytest.param(b"\xd9\xd9\xf7\x01", "tag 55799", id="self-described-tag"),
         pytest.param(b"\x9f\xff", "indefinite", id="indefinite-array"),
         pytest.param(b"\xbf\xff", "indefinite", id="indefinite-map"),
         pytest.param(b"\x7f\x61a\xff", "indefinite", id="indefinite-text"),
         pytest.param(b"\x5f\xff", "indefinite", id="indefinite-bytes"),
-        pytest.param(b"\x1c", "reserved", id="reserved-length"),
+        pytest.param(b"\x1c", "subtype", id="reserved-length"),
         pytest.param(b"\xf9\x00\x00", "float", id="half-float"),
         pytest.param(b"\xfb" + bytes(8), "float", id="double"),
-        pytest.param(b"\xf7", "undefined", id="undefined"),
-        pytest.param(b"\xe0", "simple", id="simple-0"),
-        pytest.param(b"\xff", "simple", id="break"),
-        pytest.param(b"\xa2\x61a\x01\x61a\x02", "twice", id="duplicate-key"),
-        pytest.param(b"\xa1\x01\x02", "not text", id="integer-key"),
-        pytest.param(b"\xa1\x80\x02", "deep", id="array-key"),
-        pytest.param(b"\x61\xff", "UTF-8", id="not-utf-8"),
-        pytest.param(b"\x63\xed\xa0\x80", "UTF-8", id="surrogate"),
-        pytest.param(b"\x7a\xff\xff\xff\xff", "are left", id="4-gib-text"),
-        pytest.param(b"\x5b" + b"\xff" * 8, "are left", id="2-to-64-bytes"),
-        pytest.param(b"\x9b" + b"\xff" * 8, "are left", id="2-to-64-items"),
-        pytest.param(b"\xbb" + b"\x7f" * 8, "are left", id="2-to-63-pairs"),
-        pytest.param(b"\xa1\x61a", "cut short", id="half-a-pair"),
-        pytest.param(b"\x81" * 1000 + b"\x01", "deep", id="depth-bomb"),
-        pytest.param(b"\xa1\x61a" * 1000 + b"\x01", "deep", id="map-depth-bomb"),
+        pytest.param(b"\xf7", "Undefined", id="undefined"),
+        pytest.param(b"\xe0", "SimpleValue", id="simple-0"),
+        pytest.param(b"\xff", "break code", id="break"),
+        pytest.param(b"\xa2\x61a\x01\x61a\x02", "[Dd]uplicate", id="duplicate-key"),
+        pytest.param(b"\xa1\x01\x02", "key", id="integer-key"),
+        pytest.param(b"\xa1\x80\x02", "key", id="array-key"),
+        pytest.param(b"\x61\xff", "text string", id="not-utf-8"),
+        pytest.param(b"\x63\xed\xa0\x80", "text string", id="surrogate"),
+        pytest.param(b"\x7a\xff\xff\xff\xff", "end of stream", id="4-gib-text"),
+        pytest.param(b"\x5b" + b"\xff" * 8, "end of stream", id="2-to-64-bytes"),
+        pytest.param(b"\x9b" + b"\xff" * 8, "end of stream", id="2-to-64-items"),
+        pytest.param(b"\xbb" + b"\x7f" * 8, "end of stream", id="2-to-63-pairs"),
+        pytest.param(b"\xa1\x61a", "end of stream", id="half-a-pair"),
+        pytest.param(b"\x81" * 1000 + b"\x01", "depth", id="depth-bomb"),
+        pytest.param(b"\xa1\x61a" * 1000 + b"\x01", "depth", id="map-depth-bomb"),
     ],
 )
 def test_refused(data: bytes, text: str) -> None:
@@ -127,5 +131,5 @@ def test_encode_refuses_other_types(value: object) -> None:
 
 
 def test_encode_refuses_large_integers() -> None:
-    with pytest.raises(ValueError, match="64 bits"):
+    with pytest.raises(TypeError, match="64 bits"):
         encode(1 << 64)

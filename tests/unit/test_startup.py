@@ -10,9 +10,9 @@ import pytest
 
 #: Each of these costs milliseconds, or brings one that does; see vmm/record.py.
 HEAVY = (
-    *("argparse", "ast", "cbor2", "cffi", "contextlib", "ctypes", "dataclasses", "decimal", "elftools", "enum"),
+    *("argparse", "ast", "cffi", "contextlib", "ctypes", "dataclasses", "decimal", "elftools", "enum"),
     *("gettext", "importlib.metadata", "inspect", "json", "logging", "pathlib", "pyroute2", "random", "re"),
-    *("shutil", "signal", "subprocess", "tempfile", "threading", "typing", "uuid"),
+    *("shutil", "signal", "subprocess", "tempfile", "threading", "uuid"),
 )
 
 PROGRAM = """
