@@ -52,7 +52,8 @@ fn otherFormats(run: *sdk.Run, probe: *const formats.image.Probe, chosen: *const
             continue;
         }
         if (score <= formats.detection.score.raw) continue;
-        const message = std.fmt.bufPrint(&buffer, "the content also looks like {s}", .{driver.name}) catch unreachable;
+        const name = formats.recognised.variant(probe, driver.name) orelse driver.name;
+        const message = block.sentence.write(&buffer, "the content also looks like {s}", .{name});
         try run.emit(messages.InfoNote{ .code = "also-looks-like", .message = message });
     }
 }
