@@ -109,6 +109,13 @@ def test_parent(ours: Ours, tmp_path: Path) -> None:
     assert answer.json["error"]["guest-code"] == "needs-reference", explain(answer)
 
 
+@pytest.mark.parametrize(("version", "size"), [("7.2", 4_177_920), ("10.0", 4 * MIB)])
+def test_size_of_an_unknown_creator(version: str, size: int, ours: Ours, tmp_path: Path) -> None:
+    """Up to qemu 9 the geometry counts, from 10 on the current size."""
+    image = vhd_writer.Vhd(4 * MIB, vhd_writer.FIXED, creator=b"pvhd", chs=(120, 4, 17)).build().data
+    assert _info(ours, tmp_path / "disk.vhd", image, "--qemu-version", version)["virtual-size"] == size
+
+
 def test_two_formats_at_once(ours: Ours, tmp_path: Path) -> None:
     """A qcow2 header in front of a VHD footer: qemu-img's choice, and a note of the other."""
     footer = vhd_writer.Vhd(MIB, vhd_writer.FIXED).footer()
