@@ -120,10 +120,8 @@ class TestUsage:
     @pytest.mark.parametrize(
         "words",
         [
-            [],
             ["--help"],
             ["-h"],
-            ["run"],
             ["run", "--help"],
             *(["run", op, "--help"] for op in ("info", "create", "./x")),
         ],
@@ -131,6 +129,13 @@ class TestUsage:
     def test_help(self, words: list[str], capsys: Capture) -> None:
         assert main(words) == 0
         assert "usage: pyvmm" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("words", [[], ["run"]])
+    def test_no_words(self, words: list[str], capsys: Capture) -> None:
+        assert main(words) == 64
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("usage: pyvmm")
 
     def test_version(self, capsys: Capture) -> None:
         assert main(["--version"]) == 0

@@ -162,6 +162,20 @@ def test_create_with_data_file(tmp_path: Path) -> None:
     assert data.read_bytes() == b"both"
 
 
+def test_create_allocates_on_request(tmp_path: Path) -> None:
+    def act(job: Job) -> None:
+        os.truncate(job.devices[0].fd, 1 << 20)
+
+    for mode, least in (("off", 0), ("falloc", 1 << 20)):
+        runner = FakeRunner(CREATE)
+        runner.act = act
+        create(Session(runner), str(tmp_path / mode), size=1 << 20, options={"preallocation": mode})
+        found = (tmp_path / mode).stat()
+        assert found.st_size == 1 << 20
+        assert found.st_blocks * 512 >= least
+    assert (tmp_path / "off").stat().st_blocks * 512 < 1 << 20
+
+
 @pytest.mark.parametrize(
     ("runner", "error"),
     [

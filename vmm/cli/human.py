@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from vmm.cli.reports import format_specific
-from vmm.cli.sizetext import human_size
 from vmm.operations.text import printable
 
 TYPE_CHECKING = False
@@ -56,6 +55,8 @@ def _clock(snapshot: InfoSnapshot, hours_width: int) -> str:
 
 def snapshot_table(snapshots: tuple[InfoSnapshot, ...], version: tuple[int, int]) -> list[str]:
     """The snapshot list; its columns changed with release 9.0."""
+    from vmm.cli.sizetext import human_size
+
     if version >= (9, 0):
         lines = [f"{'ID':<7} {'TAG':<16} {'VM_SIZE':>8} {'DATE':>19} {'VM_CLOCK':>15} {'ICOUNT':>10}"]
     else:
@@ -91,6 +92,8 @@ def _backing_lines(report: InfoReport) -> list[str]:
 
 def info_text(report: InfoReport, version: tuple[int, int]) -> str:
     """The answer of ``info``."""
+    from vmm.cli.sizetext import human_size
+
     image = report.image
     disk_size = human_size(report.actual_size)
     lines = [

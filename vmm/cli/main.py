@@ -6,7 +6,7 @@ import os
 import sys
 
 from vmm.cli.terminal import abandon_stdout, err, out
-from vmm.errors import EXIT_FAILED, EXIT_GUEST_FAILED, EXIT_INTERRUPTED, EXIT_OK, UsageError, VmmError
+from vmm.errors import EXIT_FAILED, EXIT_GUEST_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError, VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ Exit status: 0 fine; 1 could not do it; check: 2 corruption, 3 leaks only, 63 th
 
 
 def _dispatch(words: list[str], runner: Runner | None) -> int:
-    command = words[0] if words else "--help"
+    if not words or words == ["run"]:
+        err(USAGE)
+        return EXIT_USAGE
+    command = words[0]
     if command in ("-h", "--help", "help"):
         out(USAGE)
         return EXIT_OK

@@ -25,13 +25,13 @@ _LOG_INFO, _LOG_DEBUG = 3, 4
 
 
 def run_command(words: list[str], runner: Runner | None = None) -> int:
-    """Run what the words say; answers the exit status.
+    """Run what the words say, at least one; answers the exit status.
 
     :param runner: runs the jobs and stays open; None: a machine of this command's own.
     :raises UsageError: the words make no sense.
     :raises VmmError: nothing could be run at all.
     """
-    operation = words[0] if words else "--help"
+    operation = words[0]
     if operation in ("-h", "--help"):
         from vmm.cli.main import USAGE
 

@@ -93,6 +93,10 @@ def create(
             # No block device has a request for this; the guest planned the length, which is all that matters here.
             for output in outputs:
                 output.reserve()
+        if typed is not None and typed.preallocation == "falloc":
+            # virtio-blk has no request for it; what lies in the file stays.
+            for output in outputs:
+                output.allocate()
         # The data file first: an image never refers to a file that is not there yet.
         for output in reversed(outputs):
             output.commit()

@@ -115,9 +115,17 @@ class OutputFile:
         except OSError as error:
             raise file_error(self.path, "create", error) from None
 
-    def disk_size(self) -> int:
-        """Bytes that the file takes on the host's disk so far."""
-        return os.fstat(self.fd).st_blocks * 512
+    def allocate(self) -> None:
+        """Reserve disk space for every byte of the file as long as it is now (``preallocation=falloc``).
+
+        :raises FileError: there is not so much space.
+        """
+        length = os.fstat(self.fd).st_size
+        try:
+            if length:
+                os.posix_fallocate(self.fd, 0, length)
+        except OSError as error:
+            raise file_error(self.path, "allocate space for", error) from None
 
     def commit(self) -> None:
         """Make the content durable and put the file in place.
