@@ -102,7 +102,7 @@ pub fn report(
         .backup_valid = agree,
         .protective = protection == .whole,
     });
-    try array.emit(context, sink, visitor, visit);
+    try array.emit(sink, visitor, visit);
 }
 
 fn readBackup(context: image.Context, disk: Disk, sector_size: u32, at: u64) block.Error!?Header {
@@ -146,7 +146,7 @@ const Array = struct {
         return sum.final() == self.header.entries_crc;
     }
 
-    fn emit(self: *Array, context: image.Context, sink: image.Sink, visitor: *anyopaque, visit: mbr.Visit) block.Error!void {
+    fn emit(self: *Array, sink: image.Sink, visitor: *anyopaque, visit: mbr.Visit) block.Error!void {
         const per_chunk = chunk / self.header.entry_size;
         var reported: usize = 0;
         for (0..self.header.entry_count) |index| {
@@ -157,11 +157,11 @@ const Array = struct {
                 return sink.emit(messages.InfoNote{ .code = "gpt-many-partitions", .message = "more partitions than are reported" });
             }
             reported += 1;
-            try self.emitOne(context, sink, index + 1, entry, visitor, visit);
+            try self.emitOne(sink, index + 1, entry, visitor, visit);
         }
     }
 
-    fn emitOne(self: *Array, context: image.Context, sink: image.Sink, index: u64, entry: *const [128]u8, visitor: *anyopaque, visit: mbr.Visit) block.Error!void {
+    fn emitOne(self: *Array, sink: image.Sink, index: u64, entry: *const [128]u8, visitor: *anyopaque, visit: mbr.Visit) block.Error!void {
         const first = int(u64, entry, 32);
         const last = int(u64, entry, 40);
         const start = first *| self.sector_size;
@@ -187,7 +187,6 @@ const Array = struct {
             .identifier = text.guid(&own, entry[16..32]),
             .outside = outside,
         });
-        _ = context;
         if (!outside) try visit(visitor, start, length);
     }
 };
