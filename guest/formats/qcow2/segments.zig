@@ -38,6 +38,8 @@ pub const Segments = struct {
     /// Tables that the next miss reads.
     batch: usize = 1,
     last_miss: u64 = std.math.maxInt(u64) - 1,
+    /// Whether the last refusal was for a subcluster bitmap.
+    contradiction: bool = false,
     /// Whether most clusters were allocated without data being written; see `preallocated`.
     holes_matter: ?bool = null,
 
@@ -70,8 +72,10 @@ pub const Segments = struct {
         while (end < self.virtual_size) {
             var length: u64 = undefined;
             const unit = self.unitAt(end, &length) catch |err| {
-                // What lies before a broken entry is still an answer; the next call meets the entry first.
-                if (err == error.Refused and end > start) break;
+                // What lies before a broken entry is still an answer; the next call meets the entry first.  Only a
+                // subcluster bitmap that contradicts itself is met by QEMU while it looks how far a run goes.
+                const looked_at = self.contradiction and !first.compressed and end & ((@as(u64, 1) << self.header.l1Shift()) - 1) != 0;
+                if (err == error.Refused and end > start and !looked_at) break;
                 return err;
             };
             if (end == start) {
@@ -90,6 +94,7 @@ pub const Segments = struct {
     /// How byte `position` is stored, and for how many bytes at least (`length`, clipped to the disk).
     fn unitAt(self: *Segments, position: u64, length: *u64) block.Error!Unit {
         const header = self.header;
+        self.contradiction = false;
         const l1_shift = header.l1Shift();
         const l1_index = position >> l1_shift;
         const word = try self.l1Entry(l1_index);
@@ -117,7 +122,10 @@ pub const Segments = struct {
         length.* = @min(if (kind == .compressed) header.clusterSize() - in_cluster else unit_end - in_cluster, self.virtual_size - position);
         const l2_at = table_offset + (index << header.l2EntryBits());
         switch (kind) {
-            .invalid => return self.corrupt("L2 table", "invalid cluster entry {value:x} with subcluster bitmap {limit:x}", l2_at, entry.word, entry.bitmap),
+            .invalid => {
+                self.contradiction = true;
+                return self.corrupt("L2 table", "invalid cluster entry {value:x} with subcluster bitmap {limit:x}", l2_at, entry.word, entry.bitmap);
+            },
             .unallocated => return .{ .kind = .unallocated },
             .zero_plain => {
                 try self.checkZeroVersion(l2_at, entry.word);

@@ -346,6 +346,23 @@ test "broken entries end the walk there, with a reason" {
     try std.testing.expectError(error.Refused, opened.segmentAt(0));
 }
 
+test "a contradiction of subclusters is met at the end of the run before it" {
+    var bench = try Bench.init(.{ .cluster_bits = 14, .clusters = 16, .size = 10 << 14, .incompatible = 16 });
+    defer bench.deinit();
+    const table = bench.builder.at(4);
+    bench.builder.put(u64, table + 2 * 16, 7 << 14);
+    bench.builder.put(u64, table + 2 * 16 + 8, 0xffff_ffff);
+    bench.builder.put(u64, table + 3 * 16, 9 << 14);
+    bench.builder.put(u64, table + 3 * 16 + 8, 1 << 32 | 1);
+    const opened = try segments.openImage(bench.context(), bench.builder.memory.device());
+    try std.testing.expectEqual(@as(u64, 2 << 14), (try opened.segmentAt(0)).length);
+    try std.testing.expectError(error.Refused, opened.segmentAt(2 << 14));
+    // The run ends before it when its last subcluster is of another kind.
+    bench.builder.put(u64, table + 2 * 16 + 8, 0x7fff_ffff);
+    const again = try segments.openImage(bench.context(), bench.builder.memory.device());
+    try std.testing.expectEqual(@as(u64, 31 << 9), (try again.segmentAt(2 << 14)).length);
+}
+
 test "tables outside the file read as zeroes, as they do for qemu" {
     var bench = try Bench.init(.{});
     defer bench.deinit();
