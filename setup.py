@@ -6,6 +6,7 @@ Everything else about the package stands in pyproject.toml.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ from tools import build_guests
 # cffi compiles with the compiler Python was built with; where there is none, the ziglang wheel, a build requirement
 # anyway, is one.
 if "CC" not in os.environ and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-    os.environ["CC"] = f"{sys.executable} -m ziglang cc"
-    os.environ["LDSHARED"] = f"{sys.executable} -m ziglang cc -shared"
+    # The target named: headers and C library of the wheel instead of the host's, which may have none.
+    zig = f"{sys.executable} -m ziglang cc -target {platform.machine()}-linux-gnu"
+    os.environ["CC"] = zig
+    os.environ["LDSHARED"] = f"{zig} -shared"
 
 
 class BuildWithGuests(build_py):

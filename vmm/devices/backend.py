@@ -142,9 +142,13 @@ class FileBackend:
             whole = done == 0 and inside == length <= CHUNK
             part = views if whole else cut(views, done, min(inside, done + CHUNK))
             try:
-                done += os.pwritev(self.fd, part, offset + done)
+                put = os.pwritev(self.fd, part, offset + done)
             except OSError as error:
                 raise _failure("writing", offset + done, error) from None
+            if put == 0:
+                # Without this, a system that takes nothing would keep the run here for ever.
+                raise BackendError(ERROR_IO, f"writing at byte {offset + done} wrote nothing")
+            done += put
             if done < inside:
                 self.check()
 

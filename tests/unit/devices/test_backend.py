@@ -107,6 +107,13 @@ def test_system_errors_are_told_apart(open_file: Open, monkeypatch: pytest.Monke
     assert file.length == 512
 
 
+def test_a_system_that_takes_nothing_is_an_error(open_file: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = open_file(b"x" * 512)
+    monkeypatch.setattr(os, "pwritev", lambda *_: 0)
+    with pytest.raises(BackendError, match="wrote nothing"):
+        file.write(0, [memoryview(b"y" * 512)], 512)
+
+
 def test_set_length(open_file: Open) -> None:
     file = open_file(b"x" * 100, resizable=True, max_length=1000)
     file.set_length(1000)
