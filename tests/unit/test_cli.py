@@ -18,6 +18,8 @@ from calltable.messages import (
     Error,
     Info,
     InfoBitmap,
+    InfoLuks,
+    InfoLuksSlot,
     InfoNote,
     InfoQcow2,
     InfoReference,
@@ -339,6 +341,42 @@ class TestInfo:
                 },
             }
         ]
+
+    def test_luks(self, capsys: Capture) -> None:
+        slots = (
+            InfoLuksSlot(active=True, key_offset=4096, iters=1000, stripes=4000),
+            InfoLuksSlot(active=False, key_offset=69632),
+        )
+        luks = InfoLuks(
+            cipher_alg="aes-128",
+            cipher_mode="cbc",
+            hash_alg="sha256",
+            ivgen_alg="essiv",
+            ivgen_hash_alg="sha256",
+            payload_offset=528384,
+            master_key_iters=1000,
+            uuid="28632274-8c8a-493f-835b-da802e1c576b",
+            slots=slots,
+        )
+        fields = RAW.as_fields() | {"format": "luks", "encrypted": True}
+        image = Info.from_fields(fields | {"luks": luks.as_fields()})
+        for version, detached in (("7.2", None), ("10.0", False)):
+            assert main(["run", "info", "--output=json", "--qemu-version", version, "image"], FakeRunner(image)) == 0
+            answer = json.loads(capsys.readouterr().out)
+            assert answer["encrypted"] is True
+            data = answer["format-specific"]["data"]
+            assert data.get("detached-header") is detached
+            assert data["slots"][1] == {"active": False, "key-offset": 69632}
+        assert main(["run", "info", "image"], FakeRunner(image)) == 0
+        out = capsys.readouterr().out
+        assert "encrypted: yes\nFormat specific information:\n    ivgen alg: essiv\n" in out
+        assert "    slots:\n        [0]:\n            active: true\n            iters: 1000\n" in out
+
+    def test_encrypted_qcow2(self, capsys: Capture) -> None:
+        qcow2 = InfoQcow2.from_fields(QCOW2.as_fields() | {"encrypt-format": "aes"})
+        image = Info.from_fields(FULL.as_fields() | {"encrypted": True, "qcow2": qcow2.as_fields()})
+        assert main(["run", "info", "--output=json", "image"], FakeRunner(image)) == 0
+        assert json.loads(capsys.readouterr().out)["format-specific"]["data"]["encrypt"] == {"format": "aes"}
 
     def test_version_reaches_the_guest(self) -> None:
         runner = FakeRunner(RAW)

@@ -66,6 +66,23 @@ def test_symbolic_links(tmp_path: Path) -> None:
     assert "it is a character device" in refusal(tmp_path / "device", follow_symlinks=True)
 
 
+def test_link_that_appears_between_look_and_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "image").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("image")
+    before = (tmp_path / "image").stat()
+    monkeypatch.setattr(os, "stat", lambda *_, **__: before)
+    assert "Too many levels of symbolic links" in refusal(tmp_path / "link")
+
+
+def test_kind_that_changes_between_look_and_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "image").write_bytes(b"x")
+    before = (tmp_path / "image").stat()
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(os, "stat", lambda *_, **__: before)
+    assert "it is a FIFO" in refusal(tmp_path / "fifo")
+    assert "it is a directory" in refusal(tmp_path)
+
+
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"x")

@@ -75,7 +75,7 @@ def _bucket(key: str) -> int:
     value = 0x238F13AF * len(data)
     for index, byte in enumerate(data):
         value += byte << (index * 5 % 24)
-    return (1103515243 * value + 12345) % (1 << 32) % 512
+    return (1103515243 * value + 12345) % 512
 
 
 def qemu_order(fields: Mapping[str, object]) -> dict[str, object]:
