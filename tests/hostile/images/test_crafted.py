@@ -172,3 +172,33 @@ def test_magic_and_nothing_else(name: str, size: int, ours: Ours, tmp_path: Path
     filled[offset : offset + len(magic)] = magic
     path.write_bytes(bytes(filled))
     survives(ours, path, None)
+
+
+def _one_table_for_all(entries: int) -> bytes:
+    """An L1 table of ``entries`` entries that all name one L2 table, whose entries all name that table itself."""
+    size = 1 << 16
+    l1_clusters = -(-8 * entries // size)
+    image = bytearray((4 + l1_clusters) * size)
+    fields = (b"QFI\xfb", 3, 0, 0, 16, entries * size * size // 8, 0, entries, 4 * size, size, 1, 0, 0)
+    struct.pack_into(">4sIQIIQIIQQIIQ", image, 0, *fields)
+    struct.pack_into(">QQQII", image, 72, 0, 0, 0, 4, 104)
+    struct.pack_into(">Q", image, size, 2 * size)
+    for cluster in range(4 + l1_clusters):
+        struct.pack_into(">H", image, 2 * size + 2 * cluster, 1)
+    entry = struct.pack(">Q", 3 * size)
+    image[3 * size : 4 * size] = entry * (size // 8)
+    image[4 * size : 4 * size + 8 * entries] = entry * entries
+    return bytes(image)
+
+
+def test_qcow2_multiplied_work_ends(ours: Ours, tmp_path: Path) -> None:
+    """A 3 MiB file that claims 536 million clusters: qemu-img is busy with it for hours, here the deadline holds."""
+    path = tmp_path / "image"
+    path.write_bytes(_one_table_for_all(65_536))
+    for operation in (("check",), ("measure", "-O", "qcow2"), ("measure", "-O", "raw"), ("info",)):
+        answer = ours.run(*operation, "--timeout", "1", "--output=json", str(path))
+        assert answer.rc in (0, 2, 75), explain(answer)
+        if answer.rc == 75:
+            assert answer.json["error"]["limit"] == "timeout"
+    # The machine is as good as new afterwards.
+    assert ours.run("info", str(path)).rc == 0
