@@ -161,6 +161,9 @@ def test_kvm_missing(path: str, image: Path, tmp_path: Path) -> None:
     assert done.status == 69
     assert done.json["error"]["code"] == "kvm-unavailable"
     assert listing(tmp_path) == {"image.raw"}
+    done = run("doctor", "--kvm", "/\x1b[2J")
+    assert done.status == 69
+    assert "\x1b" not in done.out
     done = run("doctor", "--kvm", path)
     assert done.status == 69
     assert path in done.out

@@ -31,5 +31,8 @@ def doctor_command(words: list[str]) -> int:
     from vmm.machine.doctor import examine
 
     examination = examine(arguments.get("kvm") or "/dev/kvm")
-    out(pretty(examination.as_dict()) + "\n" if json else examination.as_text())
+    if json:
+        out(pretty(examination.as_dict()) + "\n")
+    else:
+        out("\n".join(map(printable, examination.as_text().split("\n"))))
     return examination.exit_status
