@@ -118,10 +118,13 @@ const Mismatch = struct {
             .value = self.stored,
             .expected = self.counted,
         };
+        // One cluster in QEMU's words; whoever shows a finding says what kind it is.
+        const one = "cluster {index} refcount={value} reference={expected}";
+        const many = "{count} clusters from {index} on: refcount={value} reference={expected}";
         if (self.stored > self.counted) {
-            try c.findings.put(.leak, "refcount block", "leaked: {count} clusters from {index} on refcount={value} reference={expected}", numbers);
+            if (self.count == 1) try c.findings.put(.leak, "refcount block", one, numbers) else try c.findings.put(.leak, "refcount block", many, numbers);
         } else {
-            try c.findings.put(.corruption, "refcount block", "{count} clusters from {index} on refcount={value} reference={expected}", numbers);
+            if (self.count == 1) try c.findings.put(.corruption, "refcount block", one, numbers) else try c.findings.put(.corruption, "refcount block", many, numbers);
         }
         self.count = 0;
     }
