@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,11 +82,25 @@ def test_empty_file(operation: str, ours: Ours, tmp_path: Path) -> None:
     assert answer.rc == 0, explain(answer)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(ours: Ours, tmp_path: Path) -> None:
+@pytest.fixture
+def _not_root() -> Iterator[None]:
+    """Root may read everything, so be nobody for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_no_permission(ours: Ours, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     path = tmp_path / "image"
     path.touch(mode=0)
-    _is_one_clear_error(ours, "info", str(path))
+    request.getfixturevalue("_not_root")
+    answer = _is_one_clear_error(ours, "info", str(path))
+    assert "Permission denied" in answer.json["error"]["message"]
 
 
 def test_largest_file(ours: Ours, tmp_path: Path) -> None:
