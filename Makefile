@@ -10,7 +10,7 @@ ARGS ?=
 .PHONY: run test lint format guest generate zig-test check-binary-sizes bench clean
 
 # The environment: the package in editable mode with what development needs.  Made again when its list changes.
-$(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py
+$(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py vmm/kvm/_binding_source.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev

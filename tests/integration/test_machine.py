@@ -20,7 +20,7 @@ from vmm.boundary import DeviceSpec, FailureKind, Job, Limits, MessageEvent, Out
 from vmm.errors import OperationLoadError, UsageError
 from vmm.kvm.binding import lib
 from vmm.machine.machine import Machine
-from vmm.machine.runner import POOL_SIZE, MachineRunner
+from vmm.machine.runner import MachineRunner
 from vmm.record import replace
 
 pytestmark = pytest.mark.kvm
@@ -150,23 +150,6 @@ def test_machines_that_do_not_exist(devices: int, memory: int) -> None:
 def test_a_newer_operation_is_refused() -> None:
     with pytest.raises(OperationLoadError, match=f"has {calltable.TABLE_MAJOR}.{calltable.TABLE_MINOR}"):
         Machine(operation(minor=calltable.TABLE_MINOR + 1), 0, 0)
-
-
-def test_nothing_stays_open() -> None:
-    def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    work = job("innocent")
-    with MachineRunner(warm=False) as once:
-        once.run(work, ignore)
-        before = descriptors()
-        for _ in range(5):
-            once.run(work, ignore)
-        with pytest.raises(OperationLoadError):
-            once.run(replace(work, elf=b"no"), ignore)
-    with MachineRunner() as warm:
-        warm.run(work, ignore)
-    assert descriptors() == before
 
 
 # --- deadlines ---------------------------------------------------------------------------------------------------
@@ -367,27 +350,6 @@ def test_machines_are_kept_and_told_apart(disk: tuple[DeviceSpec, ...], runner: 
     assert without.status == 0
     larger = replace(job("innocent", disk), limits=Limits(max_memory=2 * MEMORY))
     assert runner.run(larger, ignore).usage.exits == first
-
-
-def test_the_pool_is_bounded(runner: MachineRunner) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    for size in range(POOL_SIZE + 3):
-        work = replace(job("innocent"), limits=Limits(max_memory=size * calltable.LARGE_PAGE_SIZE))
-        assert runner.run(work, ignore).status == 0
-    assert len(os.listdir("/proc/self/fd")) - before == 2 * POOL_SIZE
-
-
-def test_a_child_process_gets_its_own_machines(runner: MachineRunner) -> None:
-    assert runner.run(job("innocent"), ignore).status == 0
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = runner.run(job("innocent"), ignore).status or 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
-    assert runner.run(job("innocent"), ignore).status == 0
 
 
 def test_same_request_same_report(disk: tuple[DeviceSpec, ...], runner: MachineRunner) -> None:

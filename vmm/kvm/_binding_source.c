@@ -50,6 +50,7 @@ struct pyvmm_state {
 struct pyvmm_timer {
     timer_t id;
     struct kvm_run *previous;
+    int armed;
 };
 
 static int pyvmm_ioctl(int fd, unsigned long request, void *argument)
@@ -246,14 +247,18 @@ static int pyvmm_arm(struct pyvmm_timer *timer, struct kvm_run *run, uint64_t fi
         timer_delete(timer->id);
         return -error;
     }
+    timer->armed = 1;
     return 0;
 }
 
-/* On the thread that armed it. */
+/* On the thread that armed it; nothing happens when it was not, or no longer is. */
 static void pyvmm_disarm(struct pyvmm_timer *timer)
 {
     struct kvm_run *run = current_run;
 
+    if (!timer->armed)
+        return;
+    timer->armed = 0;
     timer_delete(timer->id);
     current_run = timer->previous;
     if (run != NULL)

@@ -22,10 +22,7 @@ EXIT_FAIL_ENTRY: int = lib.KVM_EXIT_FAIL_ENTRY
 EXIT_INTERNAL_ERROR: int = lib.KVM_EXIT_INTERNAL_ERROR
 
 #: General registers by the names of ``struct kvm_regs``.
-REGISTERS = (
-    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
-    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
-)
+REGISTERS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("struct kvm_regs").fields)
 _PARTS = ("registers", "segments", "events", "fpu")
 
 
@@ -139,9 +136,9 @@ class Vcpu:
 
         :raises KvmError: the kernel gives no timer, or every real-time signal is taken.
         """
-        timer = ffi.new("struct pyvmm_timer *")
+        # Known before it ticks: a KeyboardInterrupt on the way out of here must not leave a timer that nobody stops.
+        timer = self._timer = ffi.new("struct pyvmm_timer *")
         check(lib.pyvmm_arm(timer, self.run, first_ns, interval_ns), "starting the deadline timer")
-        self._timer = timer
 
     def disarm(self) -> None:
         """Stop the timer, on the thread that armed it.  Idempotent."""
@@ -151,12 +148,17 @@ class Vcpu:
 
     def close(self) -> None:
         """Give up the vCPU.  Idempotent."""
+        # A tick writes to what is unmapped here.
+        self.disarm()
         run, self.run = self.run, ffi.NULL
         if run != ffi.NULL:
             lib.pyvmm_unmap_run(run, self._run_size)
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -76,6 +76,9 @@ class Vm:
             ffi.release(pinned)
         self._buffers.clear()
 
+    def __del__(self) -> None:
+        self.close()
+
     def __enter__(self) -> Self:
         return self
 

@@ -170,8 +170,8 @@ def _probe(kvm: Kvm, ring: int, rounds: int) -> tuple[int, int]:
                 cpu.set_special_registers(sregs, tables.root, ring=ring)
                 vcpu.set_special_registers(sregs)
                 vcpu.set_registers({"rip": OPERATION_BASE, "rflags": cpu.RFLAGS})
-                vcpu.arm(_PATIENCE_NS, _PATIENCE_NS)
                 try:
+                    vcpu.arm(_PATIENCE_NS, _PATIENCE_NS)
                     return _time(vcpu)
                 finally:
                     vcpu.disarm()

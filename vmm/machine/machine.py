@@ -186,8 +186,8 @@ class Machine:
         settled = False
         try:
             self._write_boot_page(job)
-            vcpu.arm((timeout - 1) % TICK_NS + 1 + _SLACK_NS, TICK_NS)
             try:
+                vcpu.arm((timeout - 1) % TICK_NS + 1 + _SLACK_NS, TICK_NS)
                 if self._snapshot is None:
                     self._come_up()
                 self._drive(DONE)
@@ -224,8 +224,8 @@ class Machine:
         self.bus.begin_run(job, _ignore, self._check)
         try:
             self._write_boot_page(job)
-            self.vcpu.arm(TICK_NS, TICK_NS)
             try:
+                self.vcpu.arm(TICK_NS, TICK_NS)
                 self._come_up()
             finally:
                 self.vcpu.disarm()

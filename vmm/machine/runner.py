@@ -38,8 +38,8 @@ class MachineRunner:
     def run(self, job: Job, on_event: Callable[[Event], None]) -> Outcome:
         """Run one job to its end; see :class:`vmm.boundary.Runner`."""
         if self._process != os.getpid():
-            # KVM ties a machine to the process that made it; the parent still uses these.
-            self._pool.clear()
+            # KVM ties a machine to the process that made it.  This gives up the copies; the parent's stay as they are.
+            self.close()
             self._process = os.getpid()
         key = (job.elf, len(job.devices), job.limits.max_memory)
         machine = self._pool.pop(key, None)
