@@ -115,6 +115,8 @@ pub fn run(context: image.Context, device: block.Device, sink: image.Sink, repor
     try stored_zig.refcountBlocks(&checker);
     const highest = try stored_zig.compare(&checker);
 
+    if (checker.stored.pages.exhausted)
+        try checker.findings.put(.check_error, "refcount block", "too many refcounts were looked up in no order, the rest of the copied flags is not checked", .{});
     report.image_end_offset = (highest + 1) << header.cluster_bits;
     if (report.allocated_clusters.? > report.clusters_inside.?)
         try checker.findings.put(.note, "L2 table", "{value} clusters are allocated, {expected} of them on the virtual disk: the others lie behind its end or are named twice", .{ .value = report.allocated_clusters.?, .expected = report.clusters_inside.? });

@@ -32,5 +32,7 @@ test {
     _ = @import("template.zig");
     _ = @import("window.zig");
     _ = @import("check_counts.zig");
+    _ = @import("pages.zig");
     _ = @import("test_qcow2.zig");
+    _ = @import("test_check_bounds.zig");
 }

@@ -6,6 +6,7 @@ const block = @import("block");
 const image = @import("../image.zig");
 const header_zig = @import("header.zig");
 const Header = header_zig.Header;
+const Pages = @import("pages.zig").Pages;
 const Window = @import("window.zig").Window;
 
 pub const table_offset_mask: u64 = 0xffff_ffff_ffff_fe00;
@@ -65,10 +66,10 @@ pub const Stored = struct {
     device: block.Device,
     /// The clusters 0 to here are what `next` goes through.
     limit: u64,
-    /// On the refcount table.
+    /// On the refcount table, in order.
     table: Window,
-    /// On single blocks, for clusters out of order.
-    single: Window,
+    /// On the table and its blocks, for clusters out of order.
+    pages: Pages,
     buffer: []u8,
     runs: [batch_runs]Run = undefined,
     run_count: usize = 0,
@@ -79,14 +80,13 @@ pub const Stored = struct {
 
     pub fn init(context: image.Context, device: block.Device, header: Header, limit: u64) error{OutOfMemory}!Stored {
         const table = try context.allocator.alloc(u8, @intCast(std.math.clamp(header.refcountTableEntries() * 8, 64, 16 << 10)));
-        const single = try context.allocator.alloc(u8, 512);
         const wanted = @min(@max(header.clusterSize(), batch_bytes), bytesFor(header.refcount_order, limit) + 8);
         return .{
             .header = header,
             .device = device,
             .limit = limit,
             .table = Window.init(device, table, 512),
-            .single = Window.init(device, single, 512),
+            .pages = .{ .device = device, .allocator = context.allocator },
             .buffer = try context.allocator.alloc(u8, @intCast(wanted)),
         };
     }
@@ -123,7 +123,7 @@ pub const Stored = struct {
             const behind = index >= self.header.refcountTableEntries();
             const count = if (behind) self.limit - self.position else @min(self.limit - self.position, @as(u64, 1) << block_bits);
             var run: Run = .{ .first = self.position, .count = count, .content = .zero };
-            switch (try self.place(index)) {
+            switch (self.place(try self.tableEntry(index))) {
                 .none => {},
                 .unreadable => |offset| run.content = .{ .unreadable = offset },
                 .block => |offset| {
@@ -156,18 +156,23 @@ pub const Stored = struct {
         return self.table.word(self.header.refcount_table_offset + index * 8);
     }
 
-    pub fn place(self: *Stored, block_index: u64) block.DeviceError!Place {
-        const offset = try self.tableEntry(block_index) & table_offset_mask;
+    /// What `word`, an entry of the refcount table, says.
+    fn place(self: *const Stored, word: u64) Place {
+        const offset = word & table_offset_mask;
         if (offset == 0) return .none;
         if (self.header.offsetInCluster(offset) != 0 or offset > header_zig.max_offset - self.header.clusterSize())
             return .{ .unreadable = offset };
         return .{ .block = offset };
     }
 
-    /// The refcount of any cluster, however far behind the end of the file; null where it cannot be read.
+    /// The refcount of any cluster, however far behind the end of the file; null where it cannot be read, or when
+    /// too many were read out of order (`pages.exhausted`).
     pub fn lookUp(self: *Stored, cluster: u64) block.DeviceError!?u64 {
         const bits = self.header.refcountBlockBits();
-        const offset = switch (try self.place(cluster >> bits)) {
+        const table_index = cluster >> bits;
+        if (table_index >= self.header.refcountTableEntries()) return 0;
+        const entry = try self.pages.word(self.header.refcount_table_offset + table_index * 8) orelse return null;
+        const offset = switch (self.place(entry)) {
             .none => return 0,
             .unreadable => return null,
             .block => |offset| offset,
@@ -175,10 +180,10 @@ pub const Stored = struct {
         const order = self.header.refcount_order;
         const index = cluster & ((@as(u64, 1) << bits) - 1);
         const at = (index << order) / 64 * 8;
-        if (offset + at >= self.device.length) return 0;
-        const word = try self.single.bytes(offset + at, 8);
+        var bytes: [8]u8 = undefined;
+        std.mem.writeInt(u64, &bytes, try self.pages.word(offset + at) orelse return null, .big);
         const per_word_bits: u6 = 6 - @as(u6, order);
-        return get(order, word, @intCast(index & ((@as(u64, 1) << per_word_bits) - 1)));
+        return get(order, &bytes, @intCast(index & ((@as(u64, 1) << per_word_bits) - 1)));
     }
 };
 
