@@ -6,6 +6,7 @@ import os
 import sys
 
 from vmm.cli.terminal import abandon_stdout, err, out
+from vmm.cli.usage import USAGE
 from vmm.errors import EXIT_FAILED, EXIT_GUEST_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError, VmmError
 
 TYPE_CHECKING = False
@@ -14,25 +15,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from vmm.boundary import Runner
-
-USAGE = """\
-usage: pyvmm run OPERATION [options] FILE...
-       pyvmm doctor [--output human|json]
-       pyvmm --version
-
-Runs one operation on disk images inside a KVM sandbox.
-
-  run info FILE...              what an image is, and what it refers to
-  run measure [-O FMT] FILE...  how large it would be in another format
-  run check FILE...             whether it is consistent
-  run create -f FMT FILE SIZE   plan and write an empty image
-  run ./operation.elf FILE...   an operation of your own
-  doctor                        what this host has, and what to do about what it lacks
-
-`pyvmm run OPERATION --help` lists the options.
-Exit status: 0 fine; 1 could not do it; check: 2 corruption, 3 leaks only, 63 the format has no checks;
-64 usage, 69 KVM cannot be used, 70 the guest failed, 75 a limit was reached, 130 interrupted.
-"""
 
 
 def _dispatch(words: list[str], runner: Runner | None) -> int:
@@ -67,9 +49,11 @@ def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> int
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words, runner)
-    except VmmError as error:
-        return _report(words, error)
+        try:
+            return _dispatch(words, runner)
+        except VmmError as error:
+            # Inside: whoever reads the report may be gone as well.
+            return _report(words, error)
     except KeyboardInterrupt:
         err("pyvmm: interrupted\n")
         return EXIT_INTERRUPTED
@@ -93,11 +77,13 @@ def entry() -> NoReturn:
 
     gc.set_threshold(100_000)
     status = main()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        status = status or EXIT_FAILED
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            # None where the process was started without the descriptor.
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            status = status or EXIT_FAILED
     os._exit(status)
 
 

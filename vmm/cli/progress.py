@@ -25,7 +25,7 @@ class Progress:
     """
 
     def __init__(self, *, asked: bool) -> None:
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._asked = asked
         self._shown = ""
         self.start()

@@ -33,7 +33,7 @@ def run_command(words: list[str], runner: Runner | None = None) -> int:
     """
     operation = words[0]
     if operation in ("-h", "--help"):
-        from vmm.cli.main import USAGE
+        from vmm.cli.usage import USAGE
 
         out(USAGE)
         return EXIT_OK

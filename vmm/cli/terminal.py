@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -10,11 +11,15 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 
-def write(stream: TextIO, text: str) -> None:
+def write(stream: TextIO | None, text: str) -> None:
     """Write text; characters that the stream's encoding lacks are escaped.
 
+    :param stream: None where the process was started without the descriptor.
     :raises BrokenPipeError: the reader is gone.
+    :raises OSError: nothing can be written there.
     """
+    if stream is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
@@ -24,15 +29,21 @@ def out(text: str) -> None:
     """Write to stdout.
 
     :raises BrokenPipeError: the reader is gone.
+    :raises OSError: nothing can be written there.
     """
-    write(sys.stdout, text)
+    try:
+        write(sys.stdout, text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"writing to stdout failed: {error.strerror}") from None
 
 
 def err(text: str) -> None:
-    """Write to stderr; a reader that is gone is nobody's problem."""
+    """Write to stderr; what cannot be said there is said by the exit status."""
     try:
         write(sys.stderr, text)
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):
         pass
 
 
