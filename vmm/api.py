@@ -12,6 +12,7 @@ from vmm.boundary import Limits
 from vmm.operations.foreign import load_elf, run_foreign
 from vmm.operations.info import DEFAULT_QEMU_VERSION
 from vmm.operations.session import OPERATIONS, Session, is_path
+from vmm.operations.text import printable
 from vmm.record import dataclass, replace
 
 TYPE_CHECKING = False
@@ -196,7 +197,7 @@ class Machine:
         if operation not in OPERATIONS:
             from vmm.errors import UsageError
 
-            raise UsageError(f"There is no operation '{operation}'; there are {', '.join(OPERATIONS)}")
+            raise UsageError(f"There is no operation '{printable(operation)}'; there are {', '.join(OPERATIONS)}")
         return getattr(self, operation)(*paths, **options)
 
     def close(self) -> None:

@@ -161,6 +161,14 @@ class TestOutput:
         assert target.stat().st_mode & 0o777 == 0o600
         assert listing(tmp_path) == {"out"}
 
+    def test_does_not_keep_set_user_id(self, tmp_path: Path) -> None:
+        target = tmp_path / "out"
+        target.touch()
+        target.chmod(0o6755)
+        with OutputFile(str(target)) as output:
+            output.commit()
+        assert target.stat().st_mode & 0o7777 == 0o755
+
     def test_nothing_left_without_commit(self, tmp_path: Path) -> None:
         target = tmp_path / "out"
         with contextlib.suppress(KeyboardInterrupt), OutputFile(str(target)) as output:
@@ -193,6 +201,28 @@ class TestOutput:
             output.commit()
         assert (tmp_path / "out").read_bytes() == b"ours"
         assert listing(tmp_path) == {"out"}
+
+
+def test_output_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmm.operations.output._DESCRIPTORS", str(tmp_path / "proc"))
+    with OutputFile(str(tmp_path / "out")) as output:
+        output.commit()
+    assert listing(tmp_path) == {"out"}
+
+
+def test_output_closes_what_it_cannot_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmm.operations.output._DESCRIPTORS", str(tmp_path / "proc"))
+    output = OutputFile(str(tmp_path / "out"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    fd = output.fd
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only"):
+        output.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 def output_refusal(path: Path | str, **options: bool) -> str:

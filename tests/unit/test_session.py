@@ -162,6 +162,27 @@ def test_create_with_data_file(tmp_path: Path) -> None:
     assert data.read_bytes() == b"both"
 
 
+def test_create_with_a_data_file_that_is_the_image(tmp_path: Path) -> None:
+    runner = FakeRunner(CREATE)
+    image = tmp_path / "new"
+    (tmp_path / "link").symlink_to("new")
+    for data in (image, tmp_path / "." / "new", tmp_path / "link"):
+        with pytest.raises(vmm.UsageError, match="same file"):
+            create(Session(runner), str(image), "qcow2", size=1, options={"data_file": str(data)})
+    assert runner.jobs == []
+
+
+def test_create_refuses_a_time_that_no_format_has(tmp_path: Path) -> None:
+    with pytest.raises(vmm.UsageError, match="does not fit 64 bits"):
+        create(Session(FakeRunner(CREATE)), str(tmp_path / "new"), "vpc", size=1, unix_time=1 << 70)
+
+
+@pytest.mark.parametrize("level", [-1, 5])
+def test_log_levels_that_do_not_exist(level: int) -> None:
+    with pytest.raises(vmm.UsageError, match="log level"):
+        Session(FakeRunner(), log_level=level)
+
+
 def test_create_allocates_on_request(tmp_path: Path) -> None:
     def act(job: Job) -> None:
         os.truncate(job.devices[0].fd, 1 << 20)

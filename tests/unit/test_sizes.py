@@ -70,6 +70,13 @@ def test_bad(text: str) -> None:
         parse_size(text)
 
 
+def test_numbers() -> None:
+    assert parse_size(MAX_SIZE) == MAX_SIZE
+    for number in (-1, MAX_SIZE + 1, 10**5000):
+        with pytest.raises(UsageError, match="Invalid image size specified"):
+            parse_size(number)
+
+
 def test_beyond_a_disk_is_still_a_number() -> None:
     assert parse_number("8E") == 8 << 60
 

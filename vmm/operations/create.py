@@ -16,7 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from calltable.message import Message
     from vmm.operations.options import OptionValue
     from vmm.operations.session import Session
 
@@ -77,24 +76,22 @@ def create(
         raise UsageError("The image size must be specified only once", file=path)
     request = CreateRequest(
         format=format,
-        size=option_size if size is None else parse_size(str(size)),
+        size=option_size if size is None else parse_size(size),
         options=typed,
         unix_time=int(time.time()) if unix_time is None else unix_time,
         uuid=random_uuid() if uuid is None else uuid,
     )
     data_file = typed.data_file if typed is not None else None
     names = [path] if data_file is None else [path, data_file]
+    if data_file is not None and os.path.realpath(data_file) == os.path.realpath(path):
+        raise UsageError("The image and its data file are the same file", file=path)
     outputs: list[OutputFile] = []
     try:
         outputs.extend(OutputFile(name, follow_symlinks=follow_symlinks) for name in names)
         devices = [output.device() for output in outputs]
-        message = session.answer("create", request, devices, _nothing, main=Create.NAME, names=names)
+        message = session.answer("create", request, devices, main=Create.NAME, names=names)
         if typed is not None and typed.preallocation == "falloc":
             # No block device has a request for this; the guest planned the length, which is all that matters here.
-            for output in outputs:
-                output.reserve()
-        if typed is not None and typed.preallocation == "falloc":
-            # virtio-blk has no request for it; what lies in the file stays.
             for output in outputs:
                 output.allocate()
         # The data file first: an image never refers to a file that is not there yet.
@@ -112,7 +109,3 @@ def create(
         file_length=message.file_length,
         options=tuple((option.name, option.value) for option in message.options),
     )
-
-
-def _nothing(message: Message) -> None:
-    """``create`` has no list messages."""

@@ -95,5 +95,5 @@ def run_foreign(
         for file in files:
             file.close()
     if errors:
-        raise refused(errors[0], paths)
+        raise refused(errors[0], paths, outcome.device_errors)
     return ForeignReport(tuple(paths), outcome.status or 0, count)

@@ -74,20 +74,14 @@ def measure(
     request = MeasureRequest(
         target=target,
         format=format,
-        size=None if size is None else parse_size(str(size)),
+        size=None if size is None else parse_size(size),
         options=typed,
     )
     if path is None:
-        return _report(None, session.answer("measure", request, (), _nothing, main="measure"))
+        return _report(None, session.answer("measure", request, (), main=Measure.NAME))
     with InputFile(path, follow_symlinks=follow_symlinks) as file:
         file.refuse_empty(format)
-        return _report(
-            path, session.answer("measure", request, (file.device(),), _nothing, main="measure", names=(path,))
-        )
-
-
-def _nothing(message: Message) -> None:
-    """``measure`` has no list messages."""
+        return _report(path, session.answer("measure", request, (file.device(),), main=Measure.NAME, names=(path,)))
 
 
 def _report(path: str | None, message: Message) -> MeasureReport:

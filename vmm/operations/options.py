@@ -127,7 +127,7 @@ def build_options(target: str, given: Mapping[str, OptionValue | None]) -> tuple
             value = "on" if kind in ("bool", "str") else ""
         typed = _convert(name, kind, value)
         if name == "size":
-            size = parse_size(str(typed))
+            size = parse_size(typed)
         elif name == "encryption":
             chosen[attribute] = original if str(typed) not in ("off", "no", "false", "n") else "off"
         else:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Mode of a new file before the umask, as every program that creates one asks for.
 _MODE = 0o666
+#: Where an open file has a path (proc(5)); linkat(2) gives a file without a name one through it.
+_DESCRIPTORS = "/proc/self/fd"
 
 
 class OutputFile:
@@ -70,7 +72,8 @@ class OutputFile:
             self._check_replaced(self._replaced.st_mode)
         self.fd = self._open_nameless()
         if self._replaced is not None:
-            os.fchmod(self.fd, stat.S_IMODE(self._replaced.st_mode))
+            # Without set-user-ID and the like: the new file may belong to somebody else than the old one did.
+            os.fchmod(self.fd, self._replaced.st_mode & (stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO))
 
     def _check_replaced(self, mode: int) -> None:
         if stat.S_ISDIR(mode):
@@ -88,7 +91,9 @@ class OutputFile:
     def _open_nameless(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            return os.open(".", flags | os.O_TMPFILE, _MODE, dir_fd=self._directory_fd)
+            # Only where it can get a name: without /proc, as in some chroots, nothing can give it one.
+            if os.path.isdir(_DESCRIPTORS):
+                return os.open(".", flags | os.O_TMPFILE, _MODE, dir_fd=self._directory_fd)
         except OSError as error:
             # Kernels and file systems without O_TMPFILE answer in one of these ways.
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
@@ -104,25 +109,13 @@ class OutputFile:
         """The device that a machine sees: empty, and it may grow."""
         return DeviceSpec(fd=self.fd, length=0, read_only=False, resizable=True, max_length=MAX_SIZE)
 
-    def reserve(self) -> None:
-        """Have the file system allocate the whole file, holes included; what was written stays.
-
-        :raises FileError: there is not enough space.
-        """
-        try:
-            if length := os.fstat(self.fd).st_size:
-                os.posix_fallocate(self.fd, 0, length)
-        except OSError as error:
-            raise file_error(self.path, "create", error) from None
-
     def allocate(self) -> None:
-        """Reserve disk space for every byte of the file as long as it is now (``preallocation=falloc``).
+        """Reserve disk space for every byte of the file as long as it is now, holes included; what was written stays.
 
         :raises FileError: there is not so much space.
         """
-        length = os.fstat(self.fd).st_size
         try:
-            if length:
+            if length := os.fstat(self.fd).st_size:
                 os.posix_fallocate(self.fd, 0, length)
         except OSError as error:
             raise file_error(self.path, "allocate space for", error) from None
@@ -142,7 +135,7 @@ class OutputFile:
 
     def _place(self) -> None:
         if self._temporary is None:
-            source = f"/proc/self/fd/{self.fd}"
+            source = f"{_DESCRIPTORS}/{self.fd}"
             if self._replaced is None:
                 try:
                     os.link(source, self._name, dst_dir_fd=self._directory_fd, follow_symlinks=True)
@@ -159,13 +152,16 @@ class OutputFile:
 
     def close(self) -> None:
         """Close everything and remove a temporary name.  Idempotent."""
-        if self._temporary is not None and not self._committed:
-            self._remove(self._temporary)
-            self._temporary = None
-        for fd in (self.fd, self._directory_fd):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self._directory_fd = -1
+        temporary, self._temporary = self._temporary, None
+        try:
+            if temporary is not None and not self._committed:
+                self._remove(temporary)
+        finally:
+            descriptors = (self.fd, self._directory_fd)
+            self.fd = self._directory_fd = -1
+            for fd in descriptors:
+                if fd >= 0:
+                    os.close(fd)
 
     def _remove(self, name: str) -> None:
         try:

@@ -68,6 +68,7 @@ class Session:
     :param limits: of each run.
     :param elf: run this ELF instead of the operation's own (``--op-elf``).
     :param log_level: 0 off, 1 error, 2 warning, 3 info, 4 debug.
+    :raises UsageError: another log level.
     :param on_log: gets level and one printable line of the guest's log.
     :param on_progress: gets work done and total work.
     """
@@ -84,6 +85,8 @@ class Session:
         on_log: Callable[[int, str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        if log_level not in range(5):
+            raise UsageError(f"a log level of {log_level}; there are 0 (off) to 4 (debug)")
         self.runner = runner
         self.limits = limits if limits is not None else Limits()
         self._elf = elf
@@ -117,6 +120,8 @@ class Session:
             encoded = encode(request)
         except UnicodeEncodeError:
             raise UsageError("The request contains text that is not UTF-8") from None
+        except TypeError as error:
+            raise UsageError(f"The request cannot be encoded: {error}") from None
 
         def on_event(event: Event) -> None:
             if isinstance(event, MessageEvent):
@@ -145,7 +150,7 @@ class Session:
         operation: str,
         request: Message,
         devices: Sequence[DeviceSpec],
-        on_message: Callable[[Message], None],
+        on_message: Callable[[Message], None] | None = None,
         *,
         main: str,
         lists: Sequence[str] = (),
@@ -154,6 +159,7 @@ class Session:
     ) -> Message:
         """Run an operation; its list messages go to ``on_message``, its main message is the answer.
 
+        :param on_message: None where there are no ``lists``.
         :param main: name of the message that answers; exactly one, and nothing after it.
         :param lists: names of the messages that may come before it.
         :param statuses: with which the operation may end after its answer.
@@ -175,7 +181,8 @@ class Session:
             kept += 1
             if kept > MAX_KEPT:
                 raise GuestFailedError(f"the guest emitted more than {MAX_KEPT} messages")
-            on_message(message)
+            if on_message is not None:
+                on_message(message)
 
         outcome = self.execute(self.operation(operation), request.as_fields(), devices, on_payload, names)
         message = answered[0] if answered else None

@@ -54,13 +54,14 @@ def parse_number(text: str) -> int | None:
     return int(whole) * multiplier + (2 * int(fraction or "0") * multiplier + scale) // (2 * scale)
 
 
-def parse_size(text: str, what: str = "image size") -> int:
-    """A disk size in bytes, 0 to 2^63-1.
+def parse_size(size: int | str, what: str = "image size") -> int:
+    """A disk size in bytes, 0 to 2^63-1, from text or as a number.
 
     :raises UsageError: no size, or out of range.
     """
-    value = parse_number(text)
-    if value is None:
+    text = size if isinstance(size, str) else None
+    value = parse_number(size) if isinstance(size, str) else size
+    if value is None or value < 0:
         raise UsageError(f"Invalid {what} specified. {_HELP}", value=text)
     if value > MAX_SIZE:
         raise UsageError(f"Invalid {what} specified. Must be between 0 and {MAX_SIZE}.", value=text)
