@@ -33,7 +33,9 @@ pub fn left() u64 {
 
 pub fn alloc(size: u64, alignment: u64, out: ?[*]calltable.Pointer) callconv(.c) i64 {
     const pointer = out orelse return -calltable.error_invalid;
-    if (!std.math.isPowerOfTwo(alignment) or alignment > calltable.large_page_size) return -calltable.error_invalid;
+    // Zero first: isPowerOfTwo() asserts that there is none, and would end the run.
+    if (alignment == 0 or !std.math.isPowerOfTwo(alignment) or alignment > calltable.large_page_size)
+        return -calltable.error_invalid;
     const address = hot.take(size, alignment) orelse cold.take(size, alignment) orelse return -calltable.error_memory;
     pointer[0].address = address;
     return 0;

@@ -219,6 +219,13 @@ def test_alloc(exerciser: Exerciser) -> None:
         assert addresses[2][0] % (2 << 20) == 0
 
 
+@pytest.mark.parametrize("alignment", [0, 3, 4 << 20, 2**63, 2**64 - 1])
+def test_alloc_with_an_alignment_that_makes_no_sense(exerciser: Exerciser, alignment: int) -> None:
+    ran = exerciser.run([{"call": "alloc", "length": 1, "offset": alignment}], b"")
+    assert ran.outcome.failure is None
+    assert ran.answers[0]["result"] == -ct.ERROR_INVALID
+
+
 def test_budget(exerciser: Exerciser) -> None:
     limits = Limits(max_read=100_000, max_write=200_000, max_messages=50, max_memory=MEMORY)
     ran = exerciser.run([_read(0, 1024), {"call": "budget"}], CONTENT, limits=limits)
