@@ -1,13 +1,17 @@
 """Which source line a code address came from, by the DWARF of the guest's ELF (pyelftools).
 
 Imported when a run has failed, and only then.  Debugging information is as untrusted as the ELF it comes from: nothing
-it holds ends more than the search.
+it holds ends more than the search, and the search in an ELF that did not come with the package ends by the clock: a few
+bytes can make a reader of DWARF work for hours.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 from bisect import bisect_right
+from contextlib import contextmanager, nullcontext
+from time import monotonic_ns
 
 from calltable import OPERATION_BASE, OPERATION_SIZE, RUNTIME_BASE, RUNTIME_SIZE
 from vmm.boundary import Frame
@@ -15,30 +19,61 @@ from vmm.machine import guests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 #: Bytes of line number programs that are decoded (a byte costs up to 5 us), and of symbol table.
 MAX_LINES = 512 << 10
 MAX_SYMBOLS = 512 << 10
+#: Nanoseconds for an ELF that did not come with the package; a shipped one takes about a second.
+PATIENCE_NS = 5_000_000_000
 #: Decoded ELFs kept, for campaigns in which guests fail often.
 _KEPT = 4
 _cache: dict[bytes, _Symbols] = {}
 
 
+class _TooLongError(Exception):
+    """The time for a search is over."""
+
+
+@contextmanager
+def _patience(nanoseconds: int) -> Iterator[None]:
+    """Raise _TooLongError out of whatever Python code runs inside for longer than this.
+
+    A profile function sees every call: the reader is a library's, so there is no other place to look at the clock.
+    """
+    end = monotonic_ns() + nanoseconds
+    before = sys.getprofile()
+
+    def look(*_: object) -> None:
+        if monotonic_ns() >= end:
+            raise _TooLongError
+
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
 class _Symbols:
-    """What one ELF says about its addresses: (start, end, ...) in order of start."""
+    """What one ELF says about its addresses: (start, end, ...) in order of start.
+
+    :param shipped: it came with the package, and may take its time.
+    """
 
     __slots__ = ("functions", "lines")
 
-    def __init__(self, elf: bytes) -> None:
+    def __init__(self, elf: bytes, *, shipped: bool) -> None:
         self.functions: list[tuple[int, int, str]] = []
         self.lines: list[tuple[int, int, str, int]] = []
         from elftools.elf.elffile import ELFFile
 
         try:
-            file: Any = ELFFile(io.BytesIO(elf))
-            self.functions = sorted(_functions(file))
-            self.lines = sorted(_lines(file))
+            with nullcontext() if shipped else _patience(PATIENCE_NS):
+                file: Any = ELFFile(io.BytesIO(elf))
+                self.functions = sorted(_functions(file))
+                self.lines = sorted(_lines(file))
         except Exception:  # hostile or merely unusual: pyelftools raises whatever the bytes lead it to
             return
 
@@ -78,7 +113,8 @@ def _symbols(elf: bytes) -> _Symbols:
     if known is None:
         if len(_cache) >= _KEPT:
             del _cache[next(iter(_cache))]
-        known = _cache[elf] = _Symbols(guests.debug_of(elf))
+        debug = guests.debug_of(elf)
+        known = _cache[elf] = _Symbols(debug, shipped=debug is not elf)
     return known
 
 
@@ -97,7 +133,10 @@ def _lines(file: Any) -> list[tuple[int, int, str, int]]:
     section = file.get_section_by_name(".debug_line")
     if section is None or section.data_size > MAX_LINES or not file.has_dwarf_info():
         return []
-    dwarf = file.get_dwarf_info()
+    if any(part.compressed for part in file.iter_sections()) or file.has_section(".zdebug_info"):
+        # A few bytes that unfold to more memory than there is; nobody compresses a guest.
+        return []
+    dwarf = file.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
     found = []
     for unit in dwarf.iter_CUs():
         program = dwarf.line_program_for_CU(unit)

@@ -1,0 +1,68 @@
+"""Source lines from debugging information, which is as untrusted as the ELF that it comes in."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+
+import pytest
+
+from vmm.boundary import Frame
+from vmm.machine import guests, symbols
+
+
+@pytest.fixture
+def debug() -> bytes:
+    return guests.debug_of(guests.runtime())
+
+
+def entry(elf: bytes) -> int:
+    return int(struct.unpack_from("<Q", elf, 24)[0])
+
+
+def test_an_elf_with_its_own_debugging_information(debug: bytes) -> None:
+    found = symbols._Symbols(debug, shipped=False).frame(entry(debug), entry(debug))
+    assert found.function is not None
+    assert found.file is not None
+    assert found.file.endswith(".zig")
+    assert found.line
+
+
+def test_the_search_ends_by_the_clock(debug: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbols, "PATIENCE_NS", 0)
+    before = sys.getprofile()
+    found = symbols._Symbols(debug, shipped=False)
+    assert (found.functions, found.lines) == ([], [])
+    assert sys.getprofile() is before
+    assert symbols._Symbols(debug, shipped=True).lines
+
+
+def compressed(elf: bytes, name: bytes) -> bytes:
+    """The ELF with one section compressed (SHF_COMPRESSED, generic ABI, "Section Compression")."""
+    out = bytearray(elf)
+    table = struct.unpack_from("<Q", elf, 40)[0]
+    count, strings = struct.unpack_from("<HH", elf, 60)
+    names = struct.unpack_from("<Q", elf, table + strings * 64 + 24)[0]
+    for header in range(table, table + count * 64, 64):
+        start = names + struct.unpack_from("<I", elf, header)[0]
+        if elf[start : elf.index(b"\0", start)] == name:
+            offset, size = struct.unpack_from("<QQ", elf, header + 24)
+            data = struct.pack("<IIQQ", 1, 0, size, 1) + zlib.compress(elf[offset : offset + size])
+            struct.pack_into("<Q", out, header + 8, 1 << 11)
+            struct.pack_into("<QQ", out, header + 24, len(out), len(data))
+            out += data
+    assert len(out) > len(elf)
+    return bytes(out)
+
+
+def test_nothing_is_decompressed(debug: bytes) -> None:
+    found = symbols._Symbols(compressed(debug, b".debug_str"), shipped=True)
+    assert found.functions
+    assert found.lines == []
+
+
+@pytest.mark.parametrize("size", [0, 64, 4096, 100_000])
+def test_broken_files_have_no_symbols(debug: bytes, size: int) -> None:
+    address = entry(debug)
+    assert symbols._Symbols(debug[:size] + bytes(64), shipped=False).frame(address, address) == Frame(address)
