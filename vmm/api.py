@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from vmm.boundary import Limits
+from vmm.boundary import KVM_DEVICE, Limits
 from vmm.operations.foreign import load_elf, run_foreign
 from vmm.operations.info import DEFAULT_QEMU_VERSION
 from vmm.operations.session import OPERATIONS, Session, is_path
@@ -75,7 +75,7 @@ class Machine:
         on_log: Callable[[int, str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         follow_symlinks: bool = False,
-        kvm: str = "/dev/kvm",
+        kvm: str = KVM_DEVICE,
         runner: Runner | None = None,
     ) -> None:
         chosen = limits if limits is not None else Limits()

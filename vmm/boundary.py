@@ -8,6 +8,7 @@ without its callers noticing.
 
 from __future__ import annotations
 
+from calltable import DEFAULT_MEMORY
 from vmm.record import dataclass, field
 
 TYPE_CHECKING = False
@@ -18,6 +19,9 @@ else:
     Protocol = object
 
 MIB = 1 << 20
+
+#: Where Linux puts the device node of KVM.
+KVM_DEVICE = "/dev/kvm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Limits:
     #: Bytes of the whole report.
     max_report: int = 256 * MIB
     #: Bytes of guest arena memory, a multiple of 2 MiB.
-    max_memory: int = 256 * MIB
+    max_memory: int = DEFAULT_MEMORY
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vmm.boundary import KVM_DEVICE
+
 if TYPE_CHECKING:
     from vmm.api import Machine
 
@@ -42,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.kvm)
 
 
-def kvm_reason(path: str = "/dev/kvm") -> str | None:
+def kvm_reason(path: str = KVM_DEVICE) -> str | None:
     """Why KVM cannot be used, found by opening it; None when it can."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))

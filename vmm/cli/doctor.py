@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.boundary import KVM_DEVICE
 from vmm.cli.arguments import Option, options_text, parse
 from vmm.cli.jsontext import pretty
 from vmm.cli.runoptions import output_format
@@ -12,7 +13,7 @@ from vmm.operations.text import printable
 _OPTIONS = (
     Option("help", ("-h", "--help"), None, "show this text"),
     Option("output", ("--output",), "human|json", "how to answer (default: human)"),
-    Option("kvm", ("--kvm",), "PATH", "the KVM device (default: /dev/kvm)"),
+    Option("kvm", ("--kvm",), "PATH", f"the KVM device (default: {KVM_DEVICE})"),
 )
 
 
@@ -30,7 +31,7 @@ def doctor_command(words: list[str]) -> int:
     json = output_format(arguments) == "json"
     from vmm.machine.doctor import examine
 
-    examination = examine(arguments.get("kvm") or "/dev/kvm")
+    examination = examine(arguments.get("kvm") or KVM_DEVICE)
     if json:
         out(pretty(examination.as_dict()) + "\n")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.boundary import KVM_DEVICE
 from vmm.cli import runoptions
 from vmm.cli.arguments import options_text, parse
 from vmm.cli.failures import error_dict, error_text, worst
@@ -70,7 +71,7 @@ def _new_runner(arguments: Arguments, *, warm: bool) -> Runner:
     """The machine; imported here, so that a mistake in the words is told without it."""
     from vmm.machine.runner import MachineRunner
 
-    return MachineRunner(warm=warm, kvm_path=arguments.get("kvm") or "/dev/kvm")
+    return MachineRunner(warm=warm, kvm_path=arguments.get("kvm") or KVM_DEVICE)
 
 
 def _load(path: str) -> bytes:

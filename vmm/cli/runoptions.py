@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmm.boundary import Limits
+from calltable import LARGE_PAGE_SIZE
+from vmm.boundary import KVM_DEVICE, Limits
 from vmm.cli.arguments import Option
 from vmm.errors import UsageError
 from vmm.operations.sizes import parse_number
@@ -11,8 +12,6 @@ from vmm.operations.text import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.cli.arguments import Arguments
-
-_LARGE_PAGE = 2 << 20
 
 _COMMON = (
     Option("help", ("-h", "--help"), None, "show this text"),
@@ -25,11 +24,11 @@ _COMMON = (
     Option("timeout", ("--timeout",), "SECONDS", "wall time of each run"),
     Option("max-read", ("--max-read",), "SIZE", "bytes read from each image"),
     Option("max-write", ("--max-write",), "SIZE", "bytes written to the output"),
-    Option("max-memory", ("--max-memory",), "SIZE", "memory of the guest, a multiple of 2M"),
+    Option("max-memory", ("--max-memory",), "SIZE", "memory of the guest, rounded up to a multiple of 2M"),
     Option("max-messages", ("--max-messages",), "N", "messages of the report"),
     Option("max-report", ("--max-report",), "SIZE", "bytes of the report"),
     Option("op-elf", ("--op-elf",), "PATH", "run this ELF as the operation"),
-    Option("kvm", ("--kvm",), "PATH", "the KVM device (default: /dev/kvm)"),
+    Option("kvm", ("--kvm",), "PATH", f"the KVM device (default: {KVM_DEVICE})"),
 )
 _FORMAT = Option("format", ("-f", "--format"), "FMT", "format of FILE (default: detected in the guest)")
 _OPTIONS = Option("options", ("-o", "--options"), "K=V,...", "creation options (-o help lists them)")
@@ -143,5 +142,5 @@ def limits(arguments: Arguments) -> Limits:
         max_write=_amount(arguments, "max-write", defaults.max_write, 0),
         max_messages=_amount(arguments, "max-messages", defaults.max_messages, 0),
         max_report=_amount(arguments, "max-report", defaults.max_report, 0),
-        max_memory=(memory + _LARGE_PAGE - 1) // _LARGE_PAGE * _LARGE_PAGE,
+        max_memory=(memory + LARGE_PAGE_SIZE - 1) // LARGE_PAGE_SIZE * LARGE_PAGE_SIZE,
     )

@@ -36,6 +36,8 @@ _ZEROES = bytes(1 << 20)
 _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
 _FALLOC_ZERO_RANGE = 16
+#: The largest length of a file: off_t is signed.
+_OFFSET_MAX = (1 << 63) - 1
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -177,8 +179,9 @@ class FileBackend:
             return
         if not self.resizable:
             raise BackendError(ERROR_UNSUPPORTED, "the device has a fixed length")
-        if length > (1 << 63) - 1 or (self.max_length is not None and length > self.max_length):
-            raise BackendError(ERROR_NO_SPACE, f"{length} bytes are more than the {self.max_length} allowed")
+        most = _OFFSET_MAX if self.max_length is None else min(self.max_length, _OFFSET_MAX)
+        if length > most:
+            raise BackendError(ERROR_NO_SPACE, f"{length} bytes are more than the {most} allowed")
         try:
             os.ftruncate(self.fd, length)
         except OSError as error:

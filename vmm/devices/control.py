@@ -193,4 +193,4 @@ class ControlDevice:
             meter.max_messages - meter.messages,
         )
         # Limits may be larger than what a field holds.  The arena is the runtime's to fill in.
-        pack_into(ct.BUDGET_FORMAT, view, 0, *(min(count, (1 << 64) - 1) for count in left), 0)
+        pack_into(ct.BUDGET_FORMAT, view, 0, *(min(max(count, 0), (1 << 64) - 1) for count in left), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from vmm.boundary import KVM_DEVICE
 from vmm.errors import KvmUnavailableError
 from vmm.kvm.binding import check, lib
 from vmm.kvm.vm import Vm
@@ -12,9 +13,6 @@ from vmm.kvm.vm import Vm
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
-
-#: Where Linux puts the device node.
-DEVICE = "/dev/kvm"
 
 #: What the machine uses: name -> number and what it is for (Documentation/virt/kvm/api.rst, section 4.4).
 CAPABILITIES: dict[str, tuple[int, str]] = {
@@ -53,7 +51,7 @@ class Kvm:
 
     __slots__ = ("_fd", "_run_size", "path")
 
-    def __init__(self, path: str = DEVICE) -> None:
+    def __init__(self, path: str = KVM_DEVICE) -> None:
         self.path = path
         self._fd = -1
         try:

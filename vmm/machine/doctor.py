@@ -6,6 +6,7 @@ import os
 from time import monotonic_ns
 
 from calltable import CONTROL_BASE, OPERATION_BASE, PAGE_SIZE, RAM_BASE
+from vmm.boundary import KVM_DEVICE
 from vmm.errors import EXIT_OK, EXIT_UNAVAILABLE, VmmError
 from vmm.record import dataclass, field
 
@@ -109,7 +110,7 @@ class DoctorReport:
         return "\n".join(lines) + "\n"
 
 
-def examine(path: str = "/dev/kvm") -> DoctorReport:
+def examine(path: str = KVM_DEVICE) -> DoctorReport:
     """Examine this host.  Raises nothing: what goes wrong is in the report.
 
     :param path: the KVM device.

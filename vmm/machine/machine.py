@@ -21,12 +21,11 @@ from calltable import (
     RUNTIME_SIZE,
     TRAP_BASE,
 )
-from vmm.boundary import Failure, FailureKind, Outcome
+from vmm.boundary import KVM_DEVICE, Failure, FailureKind, Outcome
 from vmm.devices.bus import DONE, READY, Bus
 from vmm.devices.errors import DeviceEvent, LimitExceeded, ProtocolViolation, RunAborted
 from vmm.errors import KvmError, UsageError
 from vmm.kvm import Kvm
-from vmm.kvm.device import DEVICE
 from vmm.kvm.vcpu import EXIT_FAIL_ENTRY, EXIT_INTERNAL_ERROR, EXIT_SHUTDOWN, INTERRUPTED, READ, WRITE
 from vmm.machine import cpu, elf, faults, guests
 from vmm.machine.faults import GuestShutdown, GuestStuck, GuestTrap
@@ -102,7 +101,7 @@ class Machine:
         *,
         warm: bool = True,
         runtime: bytes | None = None,
-        kvm_path: str = DEVICE,
+        kvm_path: str = KVM_DEVICE,
     ) -> None:
         if device_count > MAX_DEVICES:
             raise UsageError(f"{device_count} devices; a machine has at most {MAX_DEVICES}")

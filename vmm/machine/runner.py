@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vmm.kvm.device import DEVICE
+from vmm.boundary import KVM_DEVICE
 from vmm.machine.machine import Machine
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ class MachineRunner:
     :param kvm_path: the KVM device.
     """
 
-    def __init__(self, *, warm: bool = True, kvm_path: str = DEVICE) -> None:
+    def __init__(self, *, warm: bool = True, kvm_path: str = KVM_DEVICE) -> None:
         self.warm = warm
         self._kvm_path = kvm_path
         self._pool: dict[_Key, Machine] = {}
