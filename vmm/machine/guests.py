@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vmm.errors import KvmError, OperationLoadError
+from vmm.errors import KvmError
 
 _FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_guest")
 
@@ -31,19 +31,6 @@ def runtime() -> bytes:
                 "or run `make guest`"
             ) from None
     return _runtime
-
-
-def operation(name: str) -> bytes:
-    """A shipped operation's ELF, by its plain name.
-
-    :raises OperationLoadError: there is none of that name.
-    """
-    if not name.isidentifier() or name == "runtime":
-        raise OperationLoadError(f"there is no operation named {name!r}")
-    try:
-        return _read(f"{name}.elf")
-    except OSError:
-        raise OperationLoadError(f"there is no operation named {name}") from None
 
 
 def debug_of(elf: bytes) -> bytes:
