@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,8 @@ from calltable.messages import (
     Measure,
 )
 from tests.unit.fake import FakeRunner
-from vmm.boundary import Failure, FailureKind, Frame, LogEvent, ProgressEvent
-from vmm.cli import terminal
+from vmm.boundary import Failure, FailureKind, Frame, LogEvent
 from vmm.cli.main import main
-from vmm.operations import session as session_module
 from vmm.operations.cbor import decode, encode
 
 MEASURE = Measure(required=393216, fully_allocated=1376256, target="qcow2", virtual_size=1 << 20, format="raw")
@@ -43,16 +40,9 @@ CHECK = Check(
 )
 
 
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "load_operation", lambda name: name.encode())
-    monkeypatch.setenv("TZ", "UTC")
-    monkeypatch.chdir(tmp_path)
-    Path("image").write_bytes(b"x" * 512)
-    Path("other").write_bytes(b"x" * 512)
-
-
 Capture = pytest.CaptureFixture[str]
+
+pytestmark = pytest.mark.usefixtures("canned_command")
 
 
 class TestUsage:
@@ -395,46 +385,3 @@ class TestForeign:
         Path("own.elf").write_bytes(b"own")
         assert main(["run", "own.elf"], FakeRunner(encode(["x", {}]), status=3)) == 1
         assert capsys.readouterr().out == '{"filename": null, "message": "x", "fields": {}}\n'
-
-
-class TestProgress:
-    def test_lines_when_asked(self, capsys: Capture) -> None:
-        assert main(["run", "measure", "-p", "-q", "image"], FakeRunner(ProgressEvent(1, 3), MEASURE)) == 0
-        assert capsys.readouterr().err == "(33.33/100%)\n"
-
-    def test_rewritten_on_a_terminal(self, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-        assert main(["run", "measure", "-p", "-q", "image"], FakeRunner(ProgressEvent(1, 3), MEASURE)) == 0
-        assert capsys.readouterr().err == "    (33.33/100%)\r\r" + " " * 16 + "\r"
-
-    def test_unasked_only_after_a_second(self, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-        runner = FakeRunner(ProgressEvent(1, 3), MEASURE)
-        assert main(["run", "measure", "-q", "image"], runner) == 0
-        assert capsys.readouterr().err == ""
-        monkeypatch.setattr("vmm.cli.progress.PATIENCE", -1.0)
-        assert main(["run", "measure", "-q", "image"], runner) == 0
-        assert "(33.33/100%)" in capsys.readouterr().err
-
-    def test_not_wanted(self) -> None:
-        runner = FakeRunner(MEASURE)
-        assert main(["run", "measure", "-q", "image"], runner) == 0
-        assert runner.jobs[0].progress is False
-
-
-def test_broken_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    abandoned: list[bool] = []
-
-    def broken(*_: object) -> None:
-        raise BrokenPipeError
-
-    monkeypatch.setattr("vmm.cli.run.out", broken)
-    monkeypatch.setattr("vmm.cli.main.abandon_stdout", lambda: abandoned.append(True))
-    assert main(["run", "measure", "image"], FakeRunner(MEASURE)) == 1
-    assert abandoned == [True]
-
-
-def test_encoding_that_lacks_a_character(tmp_path: Path) -> None:
-    with (tmp_path / "out").open("w", encoding="ascii") as stream:
-        terminal.write(stream, "é")
-    assert (tmp_path / "out").read_text() == "\\xe9"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -20,19 +19,12 @@ from calltable.messages import (
 )
 from tests.unit.fake import FakeRunner
 from vmm.cli.main import main
-from vmm.operations import session as session_module
 from vmm.operations.cbor import decode
 
 RAW = Info(format="raw", virtual_size=512, file_length=512, dirty_flag=False)
 Capture = pytest.CaptureFixture[str]
 
-
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "load_operation", lambda name: name.encode())
-    monkeypatch.setenv("TZ", "UTC")
-    monkeypatch.chdir(tmp_path)
-    Path("image").write_bytes(b"x" * 512)
+pytestmark = pytest.mark.usefixtures("canned_command")
 
 
 def actual(path: str = "image") -> int:
