@@ -72,6 +72,8 @@ def test_the_pool_is_bounded(runner: MachineRunner) -> None:
     assert descriptors() - before == 2 * POOL_SIZE
 
 
+# Python 3.12 warns of fork in a process with threads; pytest-xdist has one.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_child_process_gets_its_own_machines(runner: MachineRunner) -> None:
     assert runner.run(job("innocent"), ignore).status == 0
     child = os.fork()
