@@ -38,7 +38,7 @@ STUBS = SYSTEM_BASE + PAGE_SIZE
 PAGE_TABLES = SYSTEM_BASE + 2 * PAGE_SIZE
 SYSTEM_END = SYSTEM_BASE + SYSTEM_SIZE
 
-#: End of memslot 0.
+#: End of what lies below the cold arena.
 RAM_END = COLD_BASE
 STACK_TOP = STACK_BASE + STACK_SIZE
 #: The interrupt stack of the double fault is the lower half of the page.
@@ -63,7 +63,7 @@ class Region:
     large: bool = False
 
 
-#: Region of the arena beyond memslot 0, if there is one.
+#: Region of the arena behind the hot part, if there is one.
 COLD_NAME = "cold arena"
 
 
@@ -71,7 +71,7 @@ def fixed_regions(device_count: int, cold_size: int) -> list[Region]:
     """Every region but those of the two ELF files.
 
     :param device_count: block devices, 0 to MAX_DEVICES.
-    :param cold_size: bytes of memslot 1, a multiple of 2 MiB, may be 0.
+    :param cold_size: bytes of the cold arena, a multiple of 2 MiB, may be 0.
     """
     if not 0 <= device_count <= MAX_DEVICES:
         raise ValueError(f"a machine has 0 to {MAX_DEVICES} devices, not {device_count}")

@@ -57,7 +57,7 @@ def leaf_flags(region: Region) -> int:
 class PageTables:
     """Writes tables into guest memory.
 
-    :param ram: memslot 0.
+    :param ram: the memory below the cold arena.
     :param ram_base: its guest address.
     """
 
