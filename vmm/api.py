@@ -112,7 +112,10 @@ class Machine:
         size: int | str | None = None,
         **options: OptionValue,
     ) -> MeasureReport:
-        """How large the file of a conversion would be.  See :func:`vmm.operations.measure.measure`."""
+        """How large the file of a conversion would be, in bytes.  See :func:`vmm.operations.measure.measure`.
+
+        :param size: bytes, or text such as ``10G``: of an empty disk, instead of ``path``.
+        """
         from vmm.operations.measure import measure as run
 
         return run(
@@ -141,7 +144,10 @@ class Machine:
         uuid: bytes | None = None,
         **options: OptionValue,
     ) -> CreateReport:
-        """Plan and write an empty image.  See :func:`vmm.operations.create.create`."""
+        """Plan and write an empty image.  See :func:`vmm.operations.create.create`.
+
+        :param size: bytes of the virtual disk, or text such as ``10G``.
+        """
         from vmm.operations.create import create as run
 
         return run(
@@ -223,6 +229,7 @@ def info(
 ) -> InfoReport:
     """What an image is, and what it refers to, from a machine of its own.
 
+    :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
@@ -239,8 +246,10 @@ def measure(
     limits: Limits | None = None,
     **options: OptionValue,
 ) -> MeasureReport:
-    """How large the file of a conversion would be, from a machine of its own.
+    """How large the file of a conversion would be, in bytes, from a machine of its own.
 
+    :param size: bytes, or text such as ``10G``: of an empty disk, instead of ``path``.
+    :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
@@ -256,6 +265,7 @@ def check(
 ) -> CheckReport:
     """Whether an image is consistent, from a machine of its own.
 
+    :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
@@ -275,6 +285,8 @@ def create(
 ) -> CreateReport:
     """Plan and write an empty image, with a machine of its own.
 
+    :param size: bytes of the virtual disk, or text such as ``10G``.
+    :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:

@@ -217,7 +217,10 @@ class FileBackend:
                 self.check()
 
     def discard(self, offset: int, length: int) -> None:
-        """The content of the range is no longer needed: a hole where the file system can, otherwise nothing."""
+        """``length`` bytes from ``offset`` are no longer needed: a hole where the file system can, otherwise nothing.
+
+        :raises BackendError: read-only, or no space for what the hole leaves.
+        """
         if self.read_only:
             raise BackendError(ERROR_READ_ONLY, "the device is read-only")
         length = min(length, max(self.length - offset, 0))
@@ -239,7 +242,7 @@ class FileBackend:
         return bool(result == 0)
 
     def block_status(self, offset: int, length: int, capacity: int) -> list[tuple[int, int, int]]:
-        """Data and holes of [offset, offset + length): (offset, length, flags), in order, without gaps.
+        """Data and holes of the bytes [offset, offset + length): (offset, length, flags), in order, without gaps.
 
         :param capacity: at most so many; then less than the range may be covered.
         """

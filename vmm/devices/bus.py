@@ -64,7 +64,7 @@ class Bus:
             block.attach(None)
 
     def write(self, address: int, value: int, size: int) -> int:
-        """A write of the guest: CONTINUE, READY or DONE.
+        """A write of ``size`` bytes by the guest: CONTINUE, READY or DONE.
 
         :raises vmm.devices.errors.DeviceEvent: the run is over; see :mod:`vmm.devices`.
         """
@@ -77,7 +77,7 @@ class Bus:
         raise ProtocolViolation(f"a write of {size} bytes to {address:#x}, where no register is")
 
     def read(self, address: int, size: int) -> int:
-        """A read of the guest.
+        """A read of ``size`` bytes by the guest.
 
         :raises ProtocolViolation: there is no device.
         """

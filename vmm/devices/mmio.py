@@ -104,7 +104,7 @@ class MmioDevice:
         return b""
 
     def write_config(self, offset: int, value: int, size: int) -> None:
-        """A write to the configuration space; ignored unless a subclass has writable fields."""
+        """A write of ``size`` bytes at byte ``offset`` of the configuration space; ignored where none is writable."""
 
     def serve(self, queue: Queue) -> None:
         """Process what is available.  QueueError and MemoryAccessError make the device need a reset."""

@@ -132,7 +132,7 @@ class Vcpu:
         check(lib.pyvmm_restore(self.fd, state.raw), "setting the state of the vCPU")
 
     def arm(self, first_ns: int, interval_ns: int) -> None:
-        """Make :meth:`enter` on the calling thread return after ``first_ns``, then every ``interval_ns``.
+        """Make :meth:`enter` on the calling thread return after ``first_ns`` nanoseconds, then every ``interval_ns``.
 
         :raises KvmError: the kernel gives no timer, or every real-time signal is taken.
         """

@@ -95,7 +95,7 @@ class GuestMemory:
         self.all[start : start + len(data)] = data
 
     def get(self, address: int, length: int) -> bytes:
-        """Read as the host may, anywhere in RAM; shorter at the end of RAM."""
+        """Read ``length`` bytes as the host may, anywhere in RAM; fewer at the end of RAM."""
         start = address - RAM_BASE
         return bytes(self.all[start : start + length]) if start >= 0 else b""
 
