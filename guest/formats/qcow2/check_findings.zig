@@ -25,7 +25,8 @@ const Number = enum { count, offset, index, value, expected };
 
 const Site = struct {
     kind: Kind,
-    structure: []const u8,
+    structure: [*]const u8,
+    structure_length: u8,
     template: template.Template(Number),
 };
 
@@ -60,7 +61,7 @@ pub const Findings = struct {
     /// As `add`, for the many findings whose text needs nothing but their numbers: `text` may name them, see
     /// template.zig.
     pub inline fn put(self: *Findings, comptime kind: Kind, comptime structure: []const u8, comptime text: []const u8, numbers: Numbers) block.Error!void {
-        const site = comptime Site{ .kind = kind, .structure = structure, .template = .parse(text) };
+        const site = comptime Site{ .kind = kind, .structure = structure.ptr, .structure_length = structure.len, .template = .parse(text) };
         return self.record(&site, numbers.count, numbers.offset, numbers.index, numbers.value, numbers.expected);
     }
 
@@ -69,7 +70,7 @@ pub const Findings = struct {
         var buffer: [384]u8 = undefined;
         return self.send(site.kind, .{
             .count = times,
-            .structure = site.structure,
+            .structure = site.structure[0..site.structure_length],
             .offset = template.known(offset),
             .index = template.known(index),
             .value = template.known(value),

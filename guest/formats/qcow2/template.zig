@@ -7,8 +7,12 @@ const block = @import("block");
 /// A sentence for block.sentence, and which of a record's numbers go into its placeholders, in order.
 pub fn Template(comptime Number: type) type {
     return struct {
-        format: []const u8,
-        order: []const Number,
+        // Not slices: there are a hundred of these, and their lengths are small.
+        format: [*]const u8,
+        length: u16,
+        count: u8,
+        /// Indices of Number.
+        order: [most_numbers]u8,
 
         const Self = @This();
 
@@ -17,7 +21,8 @@ pub fn Template(comptime Number: type) type {
             comptime {
                 @setEvalBranchQuota(20_000);
                 var format: []const u8 = "";
-                var order: []const Number = &.{};
+                var order: [most_numbers]u8 = @splat(0);
+                var count: u8 = 0;
                 var at: usize = 0;
                 while (std.mem.indexOfScalarPos(u8, text, at, '{')) |open| {
                     const close = std.mem.indexOfScalarPos(u8, text, open, '}') orelse @compileError("'{' without '}': " ++ text);
@@ -26,21 +31,28 @@ pub fn Template(comptime Number: type) type {
                     const name = if (hexadecimal) inner[0 .. inner.len - 2] else inner;
                     format = format ++ text[at..open] ++ (if (hexadecimal) "{x}" else "{d}");
                     if (!@hasField(Number, name)) @compileError("no number '" ++ name ++ "' for: " ++ text);
-                    order = order ++ &[_]Number{@field(Number, name)};
+                    if (count == most_numbers) @compileError("too many numbers in: " ++ text);
+                    order[count] = @intFromEnum(@field(Number, name));
+                    count += 1;
                     at = close + 1;
                 }
-                if (order.len > most_numbers) @compileError("too many numbers in: " ++ text);
-                return .{ .format = format ++ text[at..], .order = order };
+                const whole = format ++ text[at..];
+                return .{ .format = whole.ptr, .length = whole.len, .count = count, .order = order };
             }
         }
 
         /// Fill `buffer`; `numbers` are indexed by Number.
         pub fn fill(self: *const Self, buffer: []u8, numbers: []const u64) []const u8 {
-            var arguments: [most_numbers]block.sentence.Argument = undefined;
-            for (self.order, 0..) |number, i| arguments[i] = .{ .first = numbers[@intFromEnum(number)] };
-            return block.sentence.fill(buffer, self.format, arguments[0..self.order.len]);
+            return fillInOrder(buffer, self.format[0..self.length], self.order[0..self.count], numbers);
         }
     };
+}
+
+/// What is the same for the numbers of refusals and of findings.
+noinline fn fillInOrder(buffer: []u8, format: []const u8, order: []const u8, numbers: []const u64) []const u8 {
+    var arguments: [most_numbers]block.sentence.Argument = undefined;
+    for (order, arguments[0..order.len]) |number, *argument| argument.* = .{ .first = numbers[number] };
+    return block.sentence.fill(buffer, format, arguments[0..order.len]);
 }
 
 const most_numbers = 5;
@@ -56,8 +68,10 @@ const Refusal = enum { offset, value, limit };
 
 const Site = struct {
     code: block.Diagnostic.Code,
-    driver: []const u8,
-    structure: []const u8,
+    structure: [*]const u8,
+    structure_length: u8,
+    /// Of the driver's name, with which the sentence begins.
+    driver_length: u8,
     template: Template(Refusal),
 };
 
@@ -85,7 +99,13 @@ pub inline fn refuseAs(
     value: u64,
     limit: u64,
 ) error{Refused} {
-    const site = comptime Site{ .code = code, .driver = driver, .structure = structure, .template = .parse(driver ++ ": " ++ text) };
+    const site = comptime Site{
+        .code = code,
+        .structure = structure.ptr,
+        .structure_length = structure.len,
+        .driver_length = driver.len,
+        .template = .parse(driver ++ ": " ++ text),
+    };
     return record(diagnostic, &site, offset, value, limit);
 }
 
@@ -93,8 +113,8 @@ noinline fn record(diagnostic: *block.Diagnostic, site: *const Site, offset: u64
     @branchHint(.cold);
     diagnostic.* = .{
         .code = site.code,
-        .format = site.driver,
-        .structure = site.structure,
+        .format = site.template.format[0..site.driver_length],
+        .structure = site.structure[0..site.structure_length],
         .offset = known(offset),
         .value = known(value),
         .limit = known(limit),
