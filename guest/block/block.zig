@@ -4,6 +4,7 @@
 //! machine (sdk/device.zig), on bytes in memory in a host test (`Memory`), and under a fuzzer.
 
 const std = @import("std");
+pub const search = @import("search.zig");
 pub const sentence = @import("sentence.zig");
 
 /// What can go wrong with a device, as opposed to its content.
@@ -153,17 +154,34 @@ pub const Diagnostic = struct {
         limit: ?u64 = null,
     };
 
+    /// As `.{}`, but what the text holds stays undefined.
+    pub fn clear(self: *Diagnostic) void {
+        self.code = .corrupt;
+        self.format = null;
+        self.structure = null;
+        self.offset = null;
+        self.value = null;
+        self.limit = null;
+        self.text_length = 0;
+    }
+
     /// Record the reason and return `error.Refused`: `return diagnostic.refuse(.too_large, .{...}, "text {d}", .{x});`
     /// The sentence names the format and structure but not the file; it is cut, with an ellipsis, at 384 bytes.
     /// Placeholders are those of sentence.zig.
-    pub fn refuse(self: *Diagnostic, code: Code, details: Details, comptime format: []const u8, arguments: anytype) error{Refused} {
+    pub inline fn refuse(self: *Diagnostic, code: Code, details: Details, comptime format: []const u8, arguments: anytype) error{Refused} {
+        return self.record(code, &details, format, &sentence.pack(format, arguments));
+    }
+
+    /// One function for all refusals: there are many calls of `refuse`.
+    noinline fn record(self: *Diagnostic, code: Code, details: *const Details, format: []const u8, arguments: []const sentence.Argument) error{Refused} {
+        @branchHint(.cold);
         self.code = code;
         self.format = details.format;
         self.structure = details.structure;
         self.offset = details.offset;
         self.value = details.value;
         self.limit = details.limit;
-        self.text_length = sentence.write(&self.text, format, arguments).len;
+        self.text_length = sentence.fill(&self.text, format, arguments).len;
         return error.Refused;
     }
 
@@ -176,5 +194,6 @@ pub const Memory = @import("memory.zig").Memory;
 
 test {
     _ = @import("memory.zig");
+    _ = search;
     _ = sentence;
 }

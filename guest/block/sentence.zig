@@ -6,6 +6,7 @@
 //! Placeholders: `{d}` integer, `{x}` hexadecimal, `{x:0>8}` the same, eight digits at least, `{s}` text.
 
 const std = @import("std");
+const search = @import("search.zig");
 
 /// One argument, whatever its type was: a magnitude and whether it is negative, or address and length of a text.  Which
 /// of the two is in the format string.  Two words, because hundreds of calls build these.
@@ -72,7 +73,7 @@ const Output = struct {
     length: usize = 0,
     cut: bool = false,
 
-    fn append(self: *Output, bytes: []const u8) void {
+    noinline fn append(self: *Output, bytes: []const u8) void {
         const room = self.buffer.len - self.length;
         const taken = bytes[0..@min(room, bytes.len)];
         @memcpy(self.buffer[self.length..][0..taken.len], taken);
@@ -98,8 +99,8 @@ pub noinline fn fill(buffer: []u8, format: []const u8, arguments: []const Argume
     var output: Output = .{ .buffer = buffer };
     var rest = format;
     for (arguments) |argument| {
-        const start = std.mem.indexOfScalar(u8, rest, '{').?;
-        const end = std.mem.indexOfScalarPos(u8, rest, start, '}').?;
+        const start = search.first(rest, '{').?;
+        const end = start + search.first(rest[start..], '}').?;
         const what = rest[start + 1 .. end];
         output.append(rest[0..start]);
         rest = rest[end + 1 ..];

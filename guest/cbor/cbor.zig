@@ -9,6 +9,8 @@
 //! original in front of something that reads as such an escape becomes `\x5c`.  Replacing every `\xNN` of the result
 //! by its byte therefore gives the original, and text that is valid and holds no `\xNN` is unchanged.
 
+pub const utf8 = @import("utf8.zig");
+
 pub const Encoder = @import("encode.zig").Encoder;
 pub const EncodeError = @import("encode.zig").EncodeError;
 pub const encode = @import("encode.zig").encode;
@@ -72,4 +74,5 @@ test {
     _ = @import("encode.zig");
     _ = @import("decode.zig");
     _ = @import("vectors.zig");
+    _ = utf8;
 }

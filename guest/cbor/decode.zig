@@ -3,6 +3,7 @@
 
 const std = @import("std");
 const cbor = @import("cbor.zig");
+const utf8 = @import("utf8.zig");
 
 pub const DecodeError = error{
     /// The input ends inside an item.
@@ -93,7 +94,7 @@ const Decoder = struct {
 
     fn text(self: *Decoder) DecodeError![]const u8 {
         const bytes = try self.take(try self.expect(3));
-        if (!std.unicode.utf8ValidateSlice(bytes)) return error.InvalidText;
+        if (!utf8.valid(bytes)) return error.InvalidText;
         return bytes;
     }
 
@@ -103,7 +104,7 @@ const Decoder = struct {
         switch (item.major) {
             0, 1 => {},
             2 => _ = try self.take(item.argument),
-            3 => if (!std.unicode.utf8ValidateSlice(try self.take(item.argument))) return error.InvalidText,
+            3 => if (!utf8.valid(try self.take(item.argument))) return error.InvalidText,
             4, 5 => {
                 if (depth == 0) return error.TooDeep;
                 var left = item.argument;

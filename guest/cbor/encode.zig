@@ -3,6 +3,7 @@
 
 const std = @import("std");
 const cbor = @import("cbor.zig");
+const utf8 = @import("utf8.zig");
 
 pub const EncodeError = error{NoSpaceLeft};
 
@@ -31,8 +32,8 @@ pub const Encoder = struct {
         return self.buffer[0..self.length];
     }
 
-    /// Bytes that are already CBOR.
-    pub fn raw(self: *Encoder, bytes: []const u8) EncodeError!void {
+    /// Bytes that are already CBOR.  Called from everywhere, so it is not repeated there.
+    pub noinline fn raw(self: *Encoder, bytes: []const u8) EncodeError!void {
         if (bytes.len > self.buffer.len - self.length) return error.NoSpaceLeft;
         @memcpy(self.buffer[self.length..][0..bytes.len], bytes);
         self.length += bytes.len;
@@ -221,10 +222,8 @@ const Unit = struct {
     fn at(rest: []const u8) Unit {
         const one: Unit = .{ .length = 1, .escaped = true };
         if (rest[0] < 0x80) return .{ .length = 1, .escaped = rest[0] == '\\' and readsAsEscape(rest) };
-        const length = std.unicode.utf8ByteSequenceLength(rest[0]) catch return one;
-        if (length > rest.len) return one;
-        // Overlong forms, surrogates and what lies above U+10FFFF are no text.
-        if (!std.unicode.utf8ValidateSlice(rest[0..length])) return one;
+        const length = utf8.sequence(rest);
+        if (length == 0) return one;
         return .{ .length = length, .escaped = false };
     }
 

@@ -4,6 +4,7 @@
 //! same field is looked at here.
 
 const std = @import("std");
+const block = @import("block");
 const image = @import("image.zig");
 const detect = @import("detect.zig");
 const holds = detect.holds;
@@ -76,10 +77,15 @@ pub const drivers: [names.len]image.Driver = blk: {
 fn Prober(comptime name: []const u8) type {
     return struct {
         fn probe(p: *const image.Probe) u8 {
-            const sign = find(p, name) orelse return detect.score.none;
-            return if (sign.from_end) detect.score.trailer else detect.score.magic;
+            return score(p, name);
         }
     };
+}
+
+/// A function of its own: what it does need not be repeated for each format.
+noinline fn score(p: *const image.Probe, name: []const u8) u8 {
+    const sign = find(p, name) orelse return detect.score.none;
+    return if (sign.from_end) detect.score.trailer else detect.score.magic;
 }
 
 /// A name that is more precise than the driver's ("luks2"), null when the content does not look like `name`.
@@ -120,7 +126,7 @@ fn isGrowingRedolog(head: []const u8) bool {
 /// not count as blank for qemu-img, and what does not begin like this is raw.
 fn isVmdkDescriptor(head: []const u8) bool {
     var rest = head;
-    while (std.mem.indexOfScalar(u8, rest, '\n')) |end| {
+    while (block.search.first(rest, '\n')) |end| {
         var line = rest[0..end];
         rest = rest[end + 1 ..];
         if (line.len > 0 and line[0] == '#') continue;
@@ -132,7 +138,7 @@ fn isVmdkDescriptor(head: []const u8) bool {
 }
 
 fn expectName(expected: ?[]const u8, bytes: []const u8) !void {
-    const device: @import("block").Device = undefined;
+    const device: block.Device = undefined;
     const tail = bytes[bytes.len - @min(bytes.len, detect.tail_size) ..];
     const p: image.Probe = .{ .length = bytes.len, .head = bytes[0..@min(bytes.len, detect.head_size)], .tail = tail, .device = device };
     const index = detect.best(&drivers, &p);

@@ -1,20 +1,20 @@
 //! Text out of images: always valid UTF-8, whatever the image holds.
 
 const std = @import("std");
+const cbor = @import("cbor");
 
 /// Decode `bytes` as UTF-8; what cannot be decoded becomes U+FFFD: one for each byte, or for a lead byte and the
 /// continuation bytes that it asks for and that follow, as QEMU has it.  The result is `bytes` itself when it is valid,
 /// and otherwise lies in `allocator`'s memory, at most three times as long.
 pub fn fromUtf8(allocator: std.mem.Allocator, bytes: []const u8) error{OutOfMemory}![]const u8 {
-    if (std.unicode.utf8ValidateSlice(bytes)) return bytes;
+    if (cbor.utf8.valid(bytes)) return bytes;
     const out = try allocator.alloc(u8, bytes.len * 3);
     var used: usize = 0;
     var i: usize = 0;
     while (i < bytes.len) {
-        const length = std.unicode.utf8ByteSequenceLength(bytes[i]) catch 1;
-        const sequence = bytes[i..@min(bytes.len, i + length)];
-        if (sequence.len == length and std.unicode.utf8ValidateSlice(sequence)) {
-            @memcpy(out[used..][0..length], sequence);
+        const length = cbor.utf8.sequence(bytes[i..]);
+        if (length > 0) {
+            @memcpy(out[used..][0..length], bytes[i..][0..length]);
             used += length;
             i += length;
         } else {

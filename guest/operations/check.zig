@@ -5,6 +5,7 @@ const formats = @import("formats");
 const messages = @import("messages");
 
 pub const panic = sdk.panic;
+pub const only_reads = true;
 
 comptime {
     _ = sdk;

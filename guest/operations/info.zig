@@ -7,6 +7,7 @@ const formats = @import("formats");
 const messages = @import("messages");
 
 pub const panic = sdk.panic;
+pub const only_reads = true;
 comptime {
     _ = sdk;
 }
@@ -18,7 +19,7 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
     const device = try run.device(0);
     var context = run.context();
     if (request.qemu_version) |version| {
-        const major = std.mem.sliceTo(version, '.');
+        const major = block.search.until(version, '.');
         context.qemu_major = std.fmt.parseInt(u16, major, 10) catch
             return run.diagnostic.refuse(.invalid_option, .{}, "'{s}' is no qemu version", .{version[0..@min(version.len, 64)]});
     }

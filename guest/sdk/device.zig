@@ -1,6 +1,7 @@
 //! `block.Device` over the call table.
 
 const std = @import("std");
+const root = @import("root");
 const block = @import("block");
 const calltable = @import("calltable");
 const sdk = @import("sdk.zig");
@@ -27,19 +28,23 @@ pub fn open(index: usize) block.DeviceError!block.Device {
         .context = @constCast(&numbers[index]),
         .vtable = &vtable,
         .length = info[0].length,
-        .read_only = info[0].flags & calltable.device_read_only != 0,
+        // block.Device answers writes to a read-only device itself, so that no undefined function is called.
+        .read_only = only_reads or info[0].flags & calltable.device_read_only != 0,
         .allocated = info[0].allocated,
     };
 }
 
+/// A root file that declares `only_reads` links no code that writes; its devices are read-only whatever they were.
+const only_reads = @hasDecl(root, "only_reads") and root.only_reads;
+
 const vtable: block.Device.VTable = .{
     .read = read,
     .read_many = readMany,
-    .write = write,
-    .write_many = writeMany,
-    .write_zeroes = writeZeroes,
+    .write = if (only_reads) undefined else write,
+    .write_many = if (only_reads) undefined else writeMany,
+    .write_zeroes = if (only_reads) undefined else writeZeroes,
     .flush = flush,
-    .set_length = setLength,
+    .set_length = if (only_reads) undefined else setLength,
     .block_status = blockStatus,
 };
 

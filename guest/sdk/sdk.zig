@@ -56,7 +56,10 @@ comptime {
 var large_buffer: ?[]u8 = null;
 
 fn start(_: *const calltable.Table) callconv(.c) i64 {
-    var run: Run = .{};
+    // Field by field: the text of the diagnostic is large, and would be a constant to copy from.
+    var run: Run = undefined;
+    run.status = 0;
+    run.diagnostic.clear();
     root.operation(&run) catch |reason| {
         run.report(reason);
         return 1;
@@ -66,9 +69,9 @@ fn start(_: *const calltable.Table) callconv(.c) i64 {
 
 /// One run of the operation: what it was asked, what it works on, where its report goes.
 pub const Run = struct {
-    diagnostic: block.Diagnostic = .{},
+    diagnostic: block.Diagnostic,
     /// What the run ends with when `operation` returns: 0 answered.
-    status: u32 = 0,
+    status: u32,
 
     pub const Level = enum(u32) { err = 1, warning = 2, info = 3, debug = 4 };
 

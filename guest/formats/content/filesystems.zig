@@ -153,7 +153,7 @@ fn lvm(context: image.Context, head: *const [4096]u8) block.Error!?Found {
 }
 
 fn label(context: image.Context, field: []const u8) block.Error!?[]const u8 {
-    const bytes = std.mem.trimEnd(u8, std.mem.sliceTo(field, 0), " ");
+    const bytes = std.mem.trimEnd(u8, block.search.until(field, 0), " ");
     if (bytes.len == 0) return null;
     const copy = context.allocator.dupe(u8, bytes) catch return error.NoMemory;
     return text.fromUtf8(context.allocator, copy) catch error.NoMemory;

@@ -77,7 +77,7 @@ pub fn directory(context: image.Context, device: block.Device, header: Header, p
             .table_entries = big(u32, entry, 8),
             .flags = big(u32, entry, 12),
             .granularity_bits = @truncate(entry[17]),
-            .name = std.mem.sliceTo(name, 0),
+            .name = block.search.until(name, 0),
         };
         if (entry[17] < 9 or entry[17] > 31 or entry[16] != 1 or name_length > max_name or !plausible(header, found))
             return refuse(diagnostic, .corrupt, "bitmap directory", "bitmap {value} doesn't satisfy the constraints", place.directory_offset + at, count, none);

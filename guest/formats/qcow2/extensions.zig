@@ -130,7 +130,7 @@ pub fn featureName(window: *Window, table: ?Place, kind: FeatureKind, bit: u6, o
         if (entry[2] == 0) return null;
         if (entry[0] != @intFromEnum(kind) or entry[1] != bit) continue;
         out.* = entry[2..48].*;
-        return std.mem.sliceTo(out, 0);
+        return block.search.until(out, 0);
     }
     return null;
 }

@@ -32,12 +32,12 @@ pub fn read(context: image.Context, device: block.Device, place: CryptoHeader) b
         return refuse(diagnostic, .corrupt, "encryption header", "volume is not in LUKS format", place.offset, none, none);
     if (big(u16, bytes, 6) != 1)
         return refuse(diagnostic, .unsupported, "encryption header", "LUKS version {value} is not supported", place.offset, big(u16, bytes, 6), 1);
-    const mode = std.mem.sliceTo(bytes[40..72], 0);
-    const dash = std.mem.indexOfScalar(u8, mode, '-') orelse
+    const mode = block.search.until(bytes[40..72], 0);
+    const dash = block.search.first(mode, '-') orelse
         return refuse(diagnostic, .corrupt, "encryption header", "unexpected cipher mode string format", place.offset, none, none);
     const generator = mode[dash + 1 ..];
-    const colon = std.mem.indexOfScalar(u8, generator, ':');
-    const cipher = std.mem.sliceTo(bytes[8..40], 0);
+    const colon = block.search.first(generator, ':');
+    const cipher = block.search.until(bytes[8..40], 0);
     const slots = context.allocator.alloc(messages.InfoLuksSlot, slot_count) catch return open.noMemory(context, 512);
     for (slots, 0..) |*slot, i| {
         const entry = bytes[slot_at + i * slot_bytes ..][0..slot_bytes];
@@ -55,12 +55,12 @@ pub fn read(context: image.Context, device: block.Device, place: CryptoHeader) b
     return .{
         .cipher_alg = try cipherName(context, cipher, big(u32, bytes, 108), mode[0..dash]),
         .cipher_mode = try utf8(context, mode[0..dash]),
-        .hash_alg = try utf8(context, std.mem.sliceTo(bytes[72..104], 0)),
+        .hash_alg = try utf8(context, block.search.until(bytes[72..104], 0)),
         .ivgen_alg = try utf8(context, if (colon) |at| generator[0..at] else generator),
         .ivgen_hash_alg = if (colon) |at| try utf8(context, generator[at + 1 ..]) else null,
         .payload_offset = @as(u64, big(u32, bytes, 104)) * 512,
         .master_key_iters = big(u32, bytes, 164),
-        .uuid = try utf8(context, std.mem.sliceTo(bytes[168..208], 0)),
+        .uuid = try utf8(context, block.search.until(bytes[168..208], 0)),
         .slots = slots,
     };
 }

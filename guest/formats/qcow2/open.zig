@@ -106,6 +106,6 @@ pub fn noMemory(context: image.Context, bytes: u64) error{Refused} {
 fn textAt(context: image.Context, window: *Window, place: ?extensions_zig.Place, limit: u32) block.Error!?[]const u8 {
     const where = place orelse return null;
     const bytes = try window.bytes(where.offset, @min(where.length, limit));
-    const cut = std.mem.sliceTo(bytes, 0);
+    const cut = block.search.until(bytes, 0);
     return context.allocator.dupe(u8, cut) catch return noMemory(context, cut.len);
 }

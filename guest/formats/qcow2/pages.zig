@@ -27,7 +27,7 @@ pub const Pages = struct {
         return std.mem.readInt(u64, page[@intCast(offset % page_bytes)..][0..8], .big);
     }
 
-    fn at(self: *Pages, number: u64) block.DeviceError!?[]const u8 {
+    noinline fn at(self: *Pages, number: u64) block.DeviceError!?[]const u8 {
         if (self.slots.len == 0) {
             self.slots = self.allocator.alloc(Slot, slot_count) catch return error.NoMemory;
             @memset(self.slots, .{});

@@ -94,6 +94,6 @@ pub const Iterator = struct {
 };
 
 fn text(bytes: []const u8, limit: usize) []const u8 {
-    const cut = if (std.mem.indexOfScalar(u8, bytes, 0)) |end| bytes[0..end] else bytes;
+    const cut = block.search.until(bytes, 0);
     return cut[0..@min(cut.len, limit)];
 }

@@ -113,7 +113,7 @@ pub const Locator = struct {
             // W2ru, W2ku: Windows path, relative or absolute, UTF-16 little endian.
             0x57327275, 0x57326b75 => text.fromUtf16(context.allocator, raw, .little),
             // Wi2r, Wi2k (deprecated), MacX: bytes.
-            0x57693272, 0x5769326b, 0x4d616358 => text.fromUtf8(context.allocator, std.mem.sliceTo(raw, 0)),
+            0x57693272, 0x5769326b, 0x4d616358 => text.fromUtf8(context.allocator, block.search.until(raw, 0)),
             else => return null,
         };
         return decoded catch error.NoMemory;
