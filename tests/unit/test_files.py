@@ -250,3 +250,17 @@ def test_output_follows_a_link_on_request(tmp_path: Path) -> None:
         output.commit()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_bytes() == b"x"
+
+
+def test_a_file_of_a_read_only_file_system_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ReadOnly:
+        f_flag = os.ST_RDONLY
+
+    (tmp_path / "old").write_bytes(b"old")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    with pytest.raises(FileError, match="Permission denied"):
+        OutputFile(str(tmp_path / "old"))
+    monkeypatch.setattr(os, "statvfs", lambda _: ReadOnly)
+    with pytest.raises(FileError, match="Read-only file system") as caught:
+        OutputFile(str(tmp_path / "old"))
+    assert caught.value.details["errno"] == "EROFS"

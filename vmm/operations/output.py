@@ -86,7 +86,9 @@ class OutputFile:
             )
         if not os.access(self._name, os.W_OK, dir_fd=self._directory_fd):
             # A file that may not be written is not to be replaced either, though the directory would allow it.
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            read_only = os.statvfs(self._directory_fd).f_flag & os.ST_RDONLY
+            reason = errno.EROFS if read_only else errno.EACCES
+            raise OSError(reason, os.strerror(reason))
 
     def _open_nameless(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC
