@@ -38,7 +38,7 @@ _ADVICE[errno.ENXIO] = _ADVICE[errno.ENODEV]
 def unavailable(number: int, path: str) -> KvmUnavailableError:
     """The error that tells what to do when ``path`` cannot be used because of errno ``number``."""
     advice = _ADVICE.get(number, f"cannot be used: {os.strerror(number)}")
-    return KvmUnavailableError(f"{path} {advice}", path=path, errno=number)
+    return KvmUnavailableError(f"{path} {advice}", path=path, errno=errno.errorcode.get(number))
 
 
 class Kvm:
