@@ -65,7 +65,8 @@ const Decoder = struct {
         return self.rest[0..n];
     }
 
-    fn header(self: *Decoder) DecodeError!Header {
+    /// Out of line, like `expect`: there are few kinds of fields, and each would have a copy.
+    noinline fn header(self: *Decoder) DecodeError!Header {
         const first = (try self.take(1))[0];
         const major: u3 = @intCast(first >> 5);
         const short: u5 = @truncate(first);
@@ -85,7 +86,7 @@ const Decoder = struct {
         return .{ .major = major, .argument = argument };
     }
 
-    fn expect(self: *Decoder, major: u3) DecodeError!u64 {
+    noinline fn expect(self: *Decoder, major: u3) DecodeError!u64 {
         const item = try self.header();
         if (item.major == 6) return error.NotDeterministic;
         if (item.major != major) return error.WrongType;
@@ -122,7 +123,10 @@ const Decoder = struct {
         const item = try self.header();
         switch (item.major) {
             0 => return std.math.cast(T, item.argument) orelse error.OutOfRange,
-            1 => return std.math.cast(T, -1 - @as(i128, item.argument)) orelse error.OutOfRange,
+            1 => {
+                if (@typeInfo(T).int.signedness == .unsigned) return error.OutOfRange;
+                return std.math.cast(T, -1 - @as(i128, item.argument)) orelse error.OutOfRange;
+            },
             6 => return error.NotDeterministic,
             else => return error.WrongType,
         }
