@@ -35,4 +35,9 @@ class BuildWithGuests(build_py):
         super().run()
 
 
-setup(cffi_modules=["vmm/kvm/_build.py:ffibuilder"], cmdclass={"build_py": BuildWithGuests})
+setup(
+    cffi_modules=["vmm/kvm/_build.py:ffibuilder"],
+    cmdclass={"build_py": BuildWithGuests},
+    # cffi compiles against the limited API of the oldest Python that is supported: one wheel for all of them.
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
