@@ -25,7 +25,7 @@ EXIT_GUEST_FAILED = 70
 EXIT_LIMIT = 75
 EXIT_INTERRUPTED = 130
 
-Detail = str | int | bool | None
+Detail = str | int | float | bool | None
 
 
 class VmmError(Exception):

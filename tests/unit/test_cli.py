@@ -311,13 +311,16 @@ class TestFailures:
         }
         assert failure["region"] == "guard page"
 
-    def test_limit_is_one_line(self, capsys: Capture) -> None:
-        failure = Failure(FailureKind.LIMIT, "the deadline of 1 s has passed", limit="timeout", limit_value=1.0)
+    @pytest.mark.parametrize("value", [1, 0.25])
+    def test_limit_is_one_line_and_its_value_a_number(self, capsys: Capture, value: float) -> None:
+        failure = Failure(
+            FailureKind.LIMIT, "the deadline of 1 s has passed", limit="timeout", limit_value=float(value)
+        )
         assert main(["run", "info", "image"], FakeRunner(failure=failure)) == 75
         assert capsys.readouterr().err == "pyvmm: image: the deadline of 1 s has passed\n"
         main(["run", "info", "--output=json", "image"], FakeRunner(failure=failure))
         error = json.loads(capsys.readouterr().out)["error"]
-        assert (error["code"], error["limit"], error["value"]) == ("limit", "timeout", 1)
+        assert (error["code"], error["limit"], error["value"]) == ("limit", "timeout", value)
 
     @pytest.mark.parametrize(
         ("runner", "status"),

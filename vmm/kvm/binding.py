@@ -6,6 +6,7 @@ are what the rest of the package uses.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from vmm.errors import KvmError, KvmUnavailableError
@@ -32,7 +33,7 @@ def check(result: int, what: str) -> int:
     :raises KvmError: it is.
     """
     if result < 0:
-        raise KvmError(f"{what} failed: {os.strerror(-result)}", errno=-result)
+        raise KvmError(f"{what} failed: {os.strerror(-result)}", errno=errno.errorcode.get(-result))
     return result
 
 

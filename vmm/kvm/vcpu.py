@@ -107,7 +107,7 @@ class Vcpu:
         if result < 0:
             if result == INTERRUPTED or result == -errno.EAGAIN:
                 return INTERRUPTED
-            raise KvmError(f"KVM_RUN failed: {os.strerror(-result)}", errno=-result)
+            raise KvmError(f"KVM_RUN failed: {os.strerror(-result)}", errno=errno.errorcode.get(-result))
         return result
 
     def answer(self, value: int) -> None:

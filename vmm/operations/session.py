@@ -226,8 +226,9 @@ def failure_error(failure: Failure, names: Sequence[str] = ()) -> VmmError:
     error: VmmError
     if failure.kind == FailureKind.LIMIT:
         value = failure.limit_value
-        whole = int(value) if value is not None and value == int(value) else str(value)
-        error = LimitReachedError(text, file=name, limit=failure.limit, value=None if value is None else whole)
+        if value is not None and value == int(value):
+            value = int(value)
+        error = LimitReachedError(text, file=name, limit=failure.limit, value=value)
     elif failure.kind == FailureKind.IO:
         error = FileError(text, file=name)
     elif failure.kind == FailureKind.KVM:
