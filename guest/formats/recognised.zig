@@ -13,49 +13,59 @@ const holds = detect.holds;
 const Sign = struct {
     /// qemu's driver name.
     name: []const u8,
-    /// More precise than the name, for the report.
-    variant: []const u8,
     magic: []const u8 = "",
     at: u16 = 0,
-    /// A second field that must agree, such as the version.
-    also: []const u8 = "",
-    also_at: u16 = 0,
     /// Count `at` from the end of the file instead.
     from_end: bool = false,
     matches: ?*const fn (head: []const u8) bool = null,
 };
 
-const signs = [_]Sign{
+/// A sign, and a name for the report that is more precise than the driver's.
+const Known = struct { []const u8, Sign };
+
+const known = [_]Known{
     // "QFI\xfb", version 1, big endian (docs/interop/qcow2: version 1 is the older qcow).
-    .{ .name = "qcow", .variant = "qcow-v1", .magic = "QFI\xfb\x00\x00\x00\x01" },
+    .{ "qcow-v1", .{ .name = "qcow", .magic = "QFI\xfb\x00\x00\x00\x01" } },
     // VMware Virtual Disk Format 5.0: hosted sparse extent, COWD (ESX sparse), text descriptor.
-    .{ .name = "vmdk", .variant = "vmdk4", .magic = "KDMV" },
-    .{ .name = "vmdk", .variant = "vmdk3", .magic = "COWD" },
-    .{ .name = "vmdk", .variant = "vmdk-descriptor", .matches = isVmdkDescriptor },
+    .{ "vmdk4", .{ .name = "vmdk", .magic = "KDMV" } },
+    .{ "vmdk3", .{ .name = "vmdk", .magic = "COWD" } },
+    .{ "vmdk-descriptor", .{ .name = "vmdk", .matches = isVmdkDescriptor } },
     // seSparse constant header: magic 0x00000000cafebabe, version 2.1, little endian.
-    .{ .name = "vmdk", .variant = "sesparse", .magic = "\xbe\xba\xfe\xca\x00\x00\x00\x00", .also = "\x01\x00\x00\x00\x02\x00\x00\x00", .also_at = 8 },
+    .{ "sesparse", .{ .name = "vmdk", .magic = "\xbe\xba\xfe\xca\x00\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00" } },
     // VirtualBox VDI 1.1: signature behind 64 bytes of text.
-    .{ .name = "vdi", .variant = "vdi", .magic = "\x7f\x10\xda\xbe", .at = 64 },
+    .{ "vdi", .{ .name = "vdi", .magic = "\x7f\x10\xda\xbe", .at = 64 } },
     // MS-VHDX 2.2.1, file type identifier.
-    .{ .name = "vhdx", .variant = "vhdx", .magic = "vhdxfile" },
-    .{ .name = "qed", .variant = "qed", .magic = "QED\x00" },
+    .{ "vhdx", .{ .name = "vhdx", .magic = "vhdxfile" } },
+    .{ "qed", .{ .name = "qed", .magic = "QED\x00" } },
     // LUKS On-Disk Format 1.2.3 and 2.1.4: magic, version.
-    .{ .name = "luks", .variant = "luks1", .magic = "LUKS\xba\xbe\x00\x01" },
-    .{ .name = "luks", .variant = "luks2", .magic = "LUKS\xba\xbe\x00\x02" },
+    .{ "luks1", .{ .name = "luks", .magic = "LUKS\xba\xbe\x00\x01" } },
+    .{ "luks2", .{ .name = "luks", .magic = "LUKS\xba\xbe\x00\x02" } },
     // Parallels expandable image: two magics, version 2 (docs/interop/parallels).
-    .{ .name = "parallels", .variant = "parallels-v1", .magic = "WithoutFreeSpace", .also = "\x02\x00\x00\x00", .also_at = 16 },
-    .{ .name = "parallels", .variant = "parallels-v2", .magic = "WithouFreSpacExt", .also = "\x02\x00\x00\x00", .also_at = 16 },
-    .{ .name = "bochs", .variant = "bochs", .magic = "Bochs Virtual HD Image\x00", .matches = isGrowingRedolog },
+    .{ "parallels-v1", .{ .name = "parallels", .magic = "WithoutFreeSpace\x02\x00\x00\x00" } },
+    .{ "parallels-v2", .{ .name = "parallels", .magic = "WithouFreSpacExt\x02\x00\x00\x00" } },
+    .{ "bochs", .{ .name = "bochs", .magic = "Bochs Virtual HD Image\x00", .matches = isGrowingRedolog } },
     // All 83 bytes: a shell script that merely starts alike is not a cloop image.
-    .{
+    .{ "cloop", .{
         .name = "cloop",
-        .variant = "cloop",
         .magic = "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n",
-    },
+    } },
     // UDIF trailer: "koly", version 4, 512 bytes long, at the very end.
-    .{ .name = "dmg", .variant = "udif", .magic = "koly\x00\x00\x00\x04\x00\x00\x02\x00", .at = 512, .from_end = true },
+    .{ "udif", .{ .name = "dmg", .magic = "koly\x00\x00\x00\x04\x00\x00\x02\x00", .at = 512, .from_end = true } },
     // Apple sparse image format of macOS 26.
-    .{ .name = "asif", .variant = "asif", .magic = "shdw" },
+    .{ "asif", .{ .name = "asif", .magic = "shdw" } },
+};
+
+/// The signs alone: an operation that only asks for the driver does not carry the other names.
+const signs: [known.len]Sign = blk: {
+    var list: [known.len]Sign = undefined;
+    for (known, &list) |one, *sign| sign.* = one[1];
+    break :blk list;
+};
+
+const variants: [known.len][]const u8 = blk: {
+    var list: [known.len][]const u8 = undefined;
+    for (known, &list) |one, *name| name.* = one[0];
+    break :blk list;
 };
 
 const names = blk: {
@@ -84,14 +94,13 @@ fn Prober(comptime name: []const u8) type {
 
 /// A function of its own: what it does need not be repeated for each format.
 noinline fn score(p: *const image.Probe, name: []const u8) u8 {
-    const sign = find(p, name) orelse return detect.score.none;
-    return if (sign.from_end) detect.score.trailer else detect.score.magic;
+    const index = find(p, name) orelse return detect.score.none;
+    return if (signs[index].from_end) detect.score.trailer else detect.score.magic;
 }
 
 /// A name that is more precise than the driver's ("luks2"), null when the content does not look like `name`.
 pub fn variant(p: *const image.Probe, name: []const u8) ?[]const u8 {
-    const sign = find(p, name) orelse return null;
-    return sign.variant;
+    return variants[find(p, name) orelse return null];
 }
 
 /// Formats for which qemu-img's `check` ends with status 63 as well.
@@ -101,9 +110,9 @@ pub fn hasNoChecks(name: []const u8) bool {
     return false;
 }
 
-fn find(p: *const image.Probe, name: []const u8) ?*const Sign {
-    for (&signs) |*sign| {
-        if (std.mem.eql(u8, sign.name, name) and fits(sign, p)) return sign;
+fn find(p: *const image.Probe, name: []const u8) ?usize {
+    for (&signs, 0..) |*sign, index| {
+        if (std.mem.eql(u8, sign.name, name) and fits(sign, p)) return index;
     }
     return null;
 }
@@ -112,7 +121,7 @@ fn fits(sign: *const Sign, p: *const image.Probe) bool {
     if (sign.from_end) {
         return p.tail.len >= sign.at and holds(p.tail, p.tail.len - sign.at, sign.magic);
     }
-    if (!holds(p.head, sign.at, sign.magic) or !holds(p.head, sign.also_at, sign.also)) return false;
+    if (!holds(p.head, sign.at, sign.magic)) return false;
     return if (sign.matches) |matches| matches(p.head) else true;
 }
 
@@ -147,13 +156,12 @@ fn expectName(expected: ?[]const u8, bytes: []const u8) !void {
 }
 
 test "every sign is found, and none with a byte changed" {
-    for (signs) |sign| {
+    for (signs, variants) |sign, name| {
         if (sign.matches != null) continue;
         var bytes: [1024]u8 = @splat(0);
         const at: usize = if (sign.from_end) bytes.len - sign.at else sign.at;
-        @memcpy(bytes[sign.also_at..][0..sign.also.len], sign.also);
         @memcpy(bytes[at..][0..sign.magic.len], sign.magic);
-        try expectName(sign.variant, &bytes);
+        try expectName(name, &bytes);
         for (0..sign.magic.len) |i| {
             bytes[at + i] ^= 0x80;
             try expectName(null, &bytes);

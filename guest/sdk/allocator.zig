@@ -26,7 +26,8 @@ fn alloc(_: *anyopaque, length: usize, alignment: std.mem.Alignment, _: usize) ?
     return @ptrFromInt(address);
 }
 
-fn resize(_: *anyopaque, memory: []u8, _: std.mem.Alignment, length: usize, _: usize) bool {
+/// Out of line: `remap` is the same.
+noinline fn resize(_: *anyopaque, memory: []u8, _: std.mem.Alignment, length: usize, _: usize) bool {
     if (length <= memory.len) return true;
     const end = @intFromPtr(memory.ptr) + memory.len;
     if (end != newest_end) return false;

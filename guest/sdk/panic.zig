@@ -8,10 +8,11 @@ pub fn Panic(comptime end: fn ([]const u8, ?usize) noreturn) type {
     return struct {
         pub const call = end;
 
-        noinline fn numbers(comptime format: []const u8, first: u64, second: u64, address: usize) noreturn {
+        /// `format` has two numbers.  Not known at compile time, or each sentence would have a copy of this.
+        noinline fn numbers(format: []const u8, first: u64, second: u64, address: usize) noreturn {
             @branchHint(.cold);
             var buffer: [96]u8 = undefined;
-            end(sentence.write(&buffer, format, .{ first, second }), address);
+            end(sentence.fill(&buffer, format, &.{ .{ .first = first }, .{ .first = second } }), address);
         }
 
         pub fn outOfBounds(index: usize, length: usize) noreturn {
@@ -24,10 +25,10 @@ pub fn Panic(comptime end: fn ([]const u8, ?usize) noreturn) type {
             numbers("start index {d} is larger than end index {d}", start, finish, @returnAddress());
         }
 
-        pub fn unwrapError(reason: anyerror) noreturn {
+        /// Without the error's name: the names of all errors are a kilobyte in each operation, and the site says more.
+        pub fn unwrapError(_: anyerror) noreturn {
             @branchHint(.cold);
-            var buffer: [96]u8 = undefined;
-            end(sentence.write(&buffer, "attempt to unwrap error: {s}", .{@errorName(reason)}), @returnAddress());
+            end("attempt to unwrap error", @returnAddress());
         }
 
         pub fn sentinelMismatch(expected: anytype, _: @TypeOf(expected)) noreturn {
