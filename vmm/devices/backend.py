@@ -112,21 +112,9 @@ class FileBackend:
         :raises BackendError: the system refused, or the file is shorter than it was.
         """
         inside = min(length, max(self.length - offset, 0))
-        done = 0
-        while done < inside:
-            whole = done == 0 and inside == length <= CHUNK
-            part = views if whole else cut(views, done, min(inside, done + CHUNK))
-            try:
-                got = os.preadv(self.fd, part, offset + done)
-            except OSError as error:
-                raise _failure("reading", offset + done, error) from None
-            if got == 0:
-                raise BackendError(
-                    ERROR_IO, f"the file now ends at or before byte {offset + done}, it had {self.length}"
-                )
-            done += got
-            if done < inside:
-                self.check()
+        done = self._move(os.preadv, "reading", offset, views, length, inside)
+        if done < inside:
+            raise BackendError(ERROR_IO, f"the file now ends at or before byte {offset + done}, it had {self.length}")
         if inside < length:
             for view in cut(views, inside, length):
                 view[:] = bytes(len(view))
@@ -139,20 +127,40 @@ class FileBackend:
         if self.read_only:
             raise BackendError(ERROR_READ_ONLY, "the device is read-only")
         inside = min(length, max(self.length - offset, 0))
+        done = self._move(os.pwritev, "writing", offset, views, length, inside)
+        if done < inside:
+            raise BackendError(ERROR_IO, f"writing at byte {offset + done} wrote nothing")
+
+    def _move(
+        self,
+        call: Callable[[int, Sequence[memoryview], int], int],
+        doing: str,
+        offset: int,
+        views: Sequence[memoryview],
+        length: int,
+        inside: int,
+    ) -> int:
+        """Move the first ``inside`` bytes of ``views`` (together ``length``), a chunk at a time.
+
+        Answers the bytes moved: fewer than asked once the system moves none, or the run would stay here for ever.
+
+        :param call: ``os.preadv`` or ``os.pwritev``.
+        :raises BackendError: the system refused.
+        """
         done = 0
         while done < inside:
             whole = done == 0 and inside == length <= CHUNK
             part = views if whole else cut(views, done, min(inside, done + CHUNK))
             try:
-                put = os.pwritev(self.fd, part, offset + done)
+                moved = call(self.fd, part, offset + done)
             except OSError as error:
-                raise _failure("writing", offset + done, error) from None
-            if put == 0:
-                # Without this, a system that takes nothing would keep the run here for ever.
-                raise BackendError(ERROR_IO, f"writing at byte {offset + done} wrote nothing")
-            done += put
+                raise _failure(doing, offset + done, error) from None
+            if moved == 0:
+                break
+            done += moved
             if done < inside:
                 self.check()
+        return done
 
     def flush(self) -> None:
         """What was written is durable when this returns.
