@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -73,13 +72,6 @@ def qemu_io(path: Path, driver: str, *commands: str) -> None:
     answer = _run("qemu-io", "-f", driver, *arguments, str(path))
     assert answer.rc == 0, f"qemu-io {commands}: {answer.stderr}{answer.stdout}"
     assert "error" not in answer.stdout.lower(), answer.stdout
-
-
-@functools.cache
-def version() -> tuple[int, ...]:
-    """The installed release, as (7, 2, 22)."""
-    text = qemu_img("--version").stdout.split()[2]
-    return tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit())
 
 
 def comparable(answer: dict[str, Any], *drop: str) -> dict[str, Any]:
