@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, Self, overload
 
     from vmm.boundary import Runner
-    from vmm.operations.cbor import Value
+    from vmm.cbor import Value
     from vmm.operations.check import CheckReport
     from vmm.operations.create import CreateReport
     from vmm.operations.info import InfoReport

@@ -20,6 +20,9 @@ else:
 
 MIB = 1 << 20
 
+#: Bytes that the process that runs the machine gets by default, beyond guest memory and its interpreter.
+HOST_MEMORY = 1 << 30
+
 #: Where Linux puts the device node of KVM.
 KVM_DEVICE = "/dev/kvm"
 
@@ -55,6 +58,11 @@ class Limits:
     max_report: int = 256 * MIB
     #: Bytes of guest arena memory, a multiple of 2 MiB.
     max_memory: int = DEFAULT_MEMORY
+    #: Bytes of memory of the process that runs the machine, beyond what its interpreter takes; None: HOST_MEMORY more
+    #: than ``max_memory``.
+    max_host_memory: int | None = None
+    #: Length in bytes that an output file may reach.
+    max_output: int = 1 << 46
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,12 @@ class Job:
     #: 0 off, 1 error, 2 warning, 3 info, 4 debug.
     log_level: int = 0
     progress: bool = False
+    #: Report every request to a device as a :class:`TraceEvent`.
+    record: bool = False
+    #: Serve the devices from this encoded trace; their descriptors hold only the bytes that were read.
+    replay: bytes | None = None
+    #: An open connection to a debugger that controls the run, None without one.  Stays the caller's.
+    debugger: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +109,14 @@ class ProgressEvent:
     total: int
 
 
-Event = MessageEvent | LogEvent | ProgressEvent
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One request to a device and its answer, or a piece of the bytes it read: one CBOR item, for a recorder."""
+
+    payload: bytes
+
+
+Event = MessageEvent | LogEvent | ProgressEvent | TraceEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +144,8 @@ class FailureKind(str):
     LIMIT: ClassVar[FailureKind]
     IO: ClassVar[FailureKind]
     KVM: ClassVar[FailureKind]
+    WORKER: ClassVar[FailureKind]
+    DIVERGED: ClassVar[FailureKind]
 
     @property
     def value(self) -> str:
@@ -130,7 +153,18 @@ class FailureKind(str):
         return str(self)
 
 
-for _kind in ("panic", "page-fault", "exception", "triple-fault", "protocol", "limit", "io", "kvm"):
+for _kind in (
+    "panic",
+    "page-fault",
+    "exception",
+    "triple-fault",
+    "protocol",
+    "limit",
+    "io",
+    "kvm",
+    "worker",
+    "diverged",
+):
     setattr(FailureKind, _kind.upper().replace("-", "_"), FailureKind(_kind))
 
 
@@ -151,7 +185,8 @@ class Failure:
     kind: FailureKind
     #: One sentence, control characters escaped.
     message: str
-    #: For LIMIT: which ("timeout", "max-read", "max-write", "max-messages", "max-report") and its value.
+    #: For LIMIT: which ("timeout", "max-read", "max-write", "max-messages", "max-report", "max-output",
+    #: "max-host-memory") and its value.
     limit: str | None = None
     limit_value: float | None = None
     #: For IO: the device and the errno.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from calltable.message import Message
 from vmm.boundary import Event, Failure, Job, MessageEvent, Outcome, Usage
-from vmm.operations.cbor import encode
+from vmm.cbor import encode
 
 
 def payload(message: Message) -> bytes:

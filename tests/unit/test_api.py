@@ -10,8 +10,8 @@ import pytest
 import vmm
 from calltable.messages import Check, Info, Measure
 from tests.unit.fake import FakeRunner
+from vmm.cbor import decode, encode
 from vmm.operations import session as session_module
-from vmm.operations.cbor import decode, encode
 
 MEASURE = Measure(required=1, fully_allocated=2, target="qcow2", virtual_size=3, format="raw")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm.operations.cbor import MAX_DEPTH, DecodeError, decode, encode
+from vmm.cbor import MAX_DEPTH, DecodeError, decode, encode
 
 SCALARS = (
     st.none()

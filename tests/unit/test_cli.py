@@ -20,8 +20,8 @@ from calltable.messages import (
 )
 from tests.unit.fake import FakeRunner
 from vmm.boundary import Failure, FailureKind, Frame, LogEvent
+from vmm.cbor import decode, encode
 from vmm.cli.main import main
-from vmm.operations.cbor import decode, encode
 
 MEASURE = Measure(required=393216, fully_allocated=1376256, target="qcow2", virtual_size=1 << 20, format="raw")
 RAW = Info(format="raw", virtual_size=512, file_length=512, dirty_flag=False)

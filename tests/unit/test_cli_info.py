@@ -18,8 +18,8 @@ from calltable.messages import (
     InfoSnapshot,
 )
 from tests.unit.fake import FakeRunner
+from vmm.cbor import decode
 from vmm.cli.main import main
-from vmm.operations.cbor import decode
 
 RAW = Info(format="raw", virtual_size=512, file_length=512, dirty_flag=False)
 Capture = pytest.CaptureFixture[str]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from calltable.messages import MESSAGES, Error, Measure
 from tests.unit.fake import payload
+from vmm.cbor import encode
 from vmm.errors import GuestFailedError
-from vmm.operations.cbor import encode
 from vmm.operations.decode import decode_envelope, decode_message
 
 ALL = frozenset(MESSAGES)

@@ -12,8 +12,8 @@ import vmm
 from calltable.messages import Check, CheckFinding, Create, CreateOption, Error, Info, InfoSnapshot, Measure
 from tests.unit.fake import FakeRunner
 from vmm.boundary import Failure, FailureKind, Job, Limits, LogEvent, ProgressEvent
+from vmm.cbor import decode, encode
 from vmm.operations import session as session_module
-from vmm.operations.cbor import decode, encode
 from vmm.operations.check import check
 from vmm.operations.create import create
 from vmm.operations.foreign import load_elf, run_foreign

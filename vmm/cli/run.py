@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmm.boundary import Runner
+    from vmm.cbor import Value
     from vmm.cli.arguments import Arguments
-    from vmm.operations.cbor import Value
 
 _LOG_LEVELS = ("", "error", "warning", "info", "debug")
 _LOG_INFO, _LOG_DEBUG = 3, 4

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from calltable.message import SchemaError
 from calltable.messages import MESSAGES
+from vmm.cbor import DecodeError, decode
 from vmm.errors import GuestFailedError
-from vmm.operations.cbor import DecodeError, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from calltable.message import Message
-    from vmm.operations.cbor import Value
+    from vmm.cbor import Value
 
 #: Bytes of a message's name; names are for programs.
 MAX_NAME = 64

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from calltable.message import Message
-    from vmm.operations.cbor import Value
+    from vmm.cbor import Value
     from vmm.operations.session import Session
 
 

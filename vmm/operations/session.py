@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from vmm.boundary import FailureKind, Job, Limits, LogEvent, MessageEvent, ProgressEvent
+from vmm.cbor import encode
 from vmm.errors import (
     FileError,
     GuestFailedError,
@@ -16,7 +17,6 @@ from vmm.errors import (
     UsageError,
     VmmError,
 )
-from vmm.operations.cbor import encode
 from vmm.operations.decode import decode_message
 from vmm.operations.text import printable, printable_bytes
 
