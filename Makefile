@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 OP ?= measure
 IMAGE ?= build/sample.vhd
 ARGS ?=
+# What the cffi bindings are made of.
+BINDINGS := $(wildcard vmm/*/_build.py vmm/*/_binding_source.c)
 
 .PHONY: run test lint format guest generate zig-test check-binary-sizes bench clean
 
 # The environment: the package in editable mode with what development needs.  Made again when its list changes.
-$(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py vmm/kvm/_binding_source.c
+$(VENV)/.ready: pyproject.toml setup.py $(BINDINGS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev
@@ -19,7 +21,7 @@ $(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py vmm/kvm/_binding_sourc
 
 guest: $(VENV)/.ready
 	# The binding again after `make clean`, or for another Python.
-	$(BIN)/python -c 'import vmm.kvm._binding' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -c 'import vmm.kvm._binding, vmm.sandbox._binding' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable .
 	$(BIN)/python -m tools.build_guests
 	# Also where PYTHONDONTWRITEBYTECODE is set: compiling at every start would cost more than a whole run.
 	$(BIN)/python -m compileall -q vmm calltable
@@ -61,5 +63,5 @@ bench: guest
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf build dist vmm/_guest vmm/kvm/*.so vmm/kvm/_binding.c .zig-cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist vmm/_guest vmm/*/*.so vmm/*/_binding.c .zig-cache .mypy_cache .ruff_cache .pytest_cache
 	rm -rf -- *.egg-info

@@ -36,7 +36,7 @@ class BuildWithGuests(build_py):
 
 
 setup(
-    cffi_modules=["vmm/kvm/_build.py:ffibuilder"],
+    cffi_modules=["vmm/kvm/_build.py:ffibuilder", "vmm/sandbox/_build.py:ffibuilder"],
     cmdclass={"build_py": BuildWithGuests},
     # cffi compiles against the limited API of the oldest Python that is supported: one wheel for all of them.
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

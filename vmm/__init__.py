@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NoChecksError,
         OperationLoadError,
         RefusedError,
+        SandboxError,
         UsageError,
         VmmError,
     )
@@ -49,6 +50,7 @@ __all__ = [
     "NoChecksError",
     "OperationLoadError",
     "RefusedError",
+    "SandboxError",
     "UsageError",
     "VmmError",
     "check",

@@ -63,6 +63,8 @@ class Machine:
     :param on_progress: gets work done and total work.
     :param follow_symlinks: follow a symbolic link in the last component of a path.
     :param kvm: path of the KVM device.
+    :param sandbox: ``True`` runs the machine in a jailed process; ``"require"`` refuses with :class:`vmm.SandboxError`
+        where a layer of the jail is missing; ``False`` runs it in this process.
     :param runner: what runs the jobs, instead of a machine of one's own; closed with this object.
     """
 
@@ -76,15 +78,20 @@ class Machine:
         on_progress: Callable[[int, int], None] | None = None,
         follow_symlinks: bool = False,
         kvm: str = KVM_DEVICE,
+        sandbox: bool | Literal["require"] = True,
         runner: Runner | None = None,
     ) -> None:
         chosen = limits if limits is not None else Limits()
         if timeout is not None:
             chosen = replace(chosen, timeout=timeout)
-        if runner is None:
+        if runner is None and sandbox:
+            from vmm.sandbox.broker import JailedRunner
+
+            runner = JailedRunner(kvm_path=kvm, require=sandbox == "require")
+        elif runner is None:
             from vmm.machine.runner import MachineRunner
 
-            runner = MachineRunner(kvm_path=kvm)
+            runner = MachineRunner(kvm=kvm)
         self._runner = runner
         self._follow = follow_symlinks
         self._session = Session(runner, limits=chosen, log_level=log_level, on_log=on_log, on_progress=on_progress)

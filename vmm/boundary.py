@@ -153,18 +153,11 @@ class FailureKind(str):
         return str(self)
 
 
-for _kind in (
-    "panic",
-    "page-fault",
-    "exception",
-    "triple-fault",
-    "protocol",
-    "limit",
-    "io",
-    "kvm",
-    "worker",
-    "diverged",
-):
+#: Every kind, in the order of the class.
+FAILURE_KINDS = (
+    *("panic", "page-fault", "exception", "triple-fault", "protocol", "limit", "io", "kvm", "worker", "diverged"),
+)
+for _kind in FAILURE_KINDS:
     setattr(FailureKind, _kind.upper().replace("-", "_"), FailureKind(_kind))
 
 

@@ -8,16 +8,39 @@ undefined and the like by their type.
 
 from __future__ import annotations
 
+import sys
 from io import BytesIO
-
-from cbor2 import CBORDecodeError, CBORDecoder, dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cbor2 import CBORDecodeError, CBORDecoder, dumps
+
     #: What decodes to what.
     Value = int | bytes | str | bool | None | list["Value"] | dict[str, "Value"]
+
+if not TYPE_CHECKING:
+
+    def _core():
+        """The compiled part of cbor2, as ``cbor2`` itself imports it.
+
+        Not through the package: what it imports for its annotations takes as long as starting an interpreter.
+        """
+        name = "cbor2._cbor2"
+        if name not in sys.modules:
+            finder = sys.modules["_frozen_importlib_external"].PathFinder
+            package = finder.find_spec("cbor2")
+            spec = package and finder.find_spec(name, package.submodule_search_locations)
+            if not spec:
+                import cbor2  # built in another way: then it takes its time
+
+                return cbor2
+            sys.modules[name] = sys.modules["_frozen_importlib"]._load(spec)
+        return sys.modules[name]
+
+    _cbor2 = _core()
+    CBORDecodeError, CBORDecoder, dumps = _cbor2.CBORDecodeError, _cbor2.CBORDecoder, _cbor2.dumps
 
 #: Containers inside containers; the deepest message of the contract needs 6.
 MAX_DEPTH = 16

@@ -70,6 +70,13 @@ class KvmUnavailableError(VmmError):
     exit_status = EXIT_UNAVAILABLE
 
 
+class SandboxError(VmmError):
+    """The process that runs the machine cannot be started, or not in the jail that was asked for."""
+
+    code = "sandbox"
+    exit_status = EXIT_UNAVAILABLE
+
+
 class KvmError(VmmError):
     """A KVM system call failed in a way that the host's set-up does not explain."""
 

@@ -80,7 +80,7 @@ def test_no_permission(tmp_path: Path) -> None:
         "from vmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     # Everything is imported as root before: the package may lie where nobody else can read.
-    preload = "import vmm.cli.run, vmm.machine.runner, vmm.operations.info, vmm.cli.human, vmm.cli.main\n"
+    preload = "import vmm.cli.run, vmm.sandbox.broker, vmm.operations.info, vmm.cli.human, vmm.cli.main\n"
     for words in (["info", str(secret)], ["create", str(tmp_path / "new"), "1M"]):
         done = subprocess.run(
             [COMMAND[0], "-c", preload + program, "run", *words], capture_output=True, text=True, check=False
@@ -229,11 +229,12 @@ def test_interrupted_leaves_nothing(number: signal.Signals, tmp_path: Path) -> N
 
 
 def wait_for_vcpu(pid: int) -> None:
-    """Until the process has a vCPU open and has used some time in it."""
+    """Until the worker of the process has a vCPU open and has used some time in it."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            worker = Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+            links = [os.readlink(f"/proc/{worker}/fd/{fd}") for fd in os.listdir(f"/proc/{worker}/fd")]
         except OSError:
             links = []
         if any("kvm-vcpu" in link for link in links):

@@ -55,6 +55,8 @@ MAY_READ = {
     "machine/guests.py": "the ELF file of the runtime that comes with the package",
     "machine/memory.py": "mmap of anonymous memory: the RAM of the guest",
     "kvm/_build.py": "when the package is built: the C source of the binding",
+    "sandbox/_build.py": "when the package is built: the C source of the binding",
+    "sandbox/jail.py": "what the kernel says of itself and of this process, under /proc and /sys",
 }
 NOT_FILES = {"meter", "backend", "bus", "self", "blocks", "device"}
 

@@ -106,5 +106,4 @@ def test_doctor_reports_what_is_missing(tmp_path: Path) -> None:
     error = report.as_dict()["error"]
     assert isinstance(error, dict)
     assert error["code"] == "kvm-unavailable"
-    assert "cannot run here" in report.as_text()
-    assert set(report.sandbox) == {"user-namespaces", "seccomp", "landlock-abi", "cgroup-v2", "no-new-privs"}
+    assert "cannot run here" in report.verdict()

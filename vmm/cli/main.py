@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from vmm.boundary import Runner
+    from vmm.sandbox.spawn import Process
 
 
-def _dispatch(words: list[str], runner: Runner | None) -> int:
+def _dispatch(words: list[str], runner: Runner | None, process: Process | None) -> int:
     if not words or words == ["run"]:
         err(USAGE)
         return EXIT_USAGE
@@ -33,7 +34,7 @@ def _dispatch(words: list[str], runner: Runner | None) -> int:
     if command == "run":
         from vmm.cli.run import run_command
 
-        return run_command(words[1:], runner)
+        return run_command(words[1:], runner, process)
     if command == "doctor":
         from vmm.cli.doctor import doctor_command
 
@@ -41,16 +42,17 @@ def _dispatch(words: list[str], runner: Runner | None) -> int:
     raise UsageError(f"There is no command '{command}'; see `pyvmm --help`")
 
 
-def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> int:
+def main(argv: Sequence[str] | None = None, runner: Runner | None = None, process: Process | None = None) -> int:
     """Run the command; answers its exit status and never raises.
 
     :param argv: arguments without the program's name; None: the process's own.
     :param runner: runs the jobs of ``run`` and stays open; None: a machine of this command's own.
+    :param process: a worker's process that was started beforehand, for that machine.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            return _dispatch(words, runner)
+            return _dispatch(words, runner, process)
         except VmmError as error:
             # Inside: whoever reads the report may be gone as well.
             return _report(words, error)
@@ -76,7 +78,7 @@ def entry() -> NoReturn:
     import gc
 
     gc.set_threshold(100_000)
-    status = main()
+    status = main(process=_head_start(sys.argv[1:]))
     for stream in (sys.stdout, sys.stderr):
         try:
             # None where the process was started without the descriptor.
@@ -85,6 +87,22 @@ def entry() -> NoReturn:
         except (OSError, ValueError):
             status = status or EXIT_FAILED
     os._exit(status)
+
+
+def _head_start(words: list[str]) -> Process | None:
+    """The worker's process, where one will be wanted: it starts while this one still reads its arguments.
+
+    It does nothing before it is told its settings; what goes wrong here goes wrong again where it can be told.
+    """
+    if len(words) < 3 or words[0] != "run" or any(word.startswith("--sandbox") for word in words):
+        return None
+    try:
+        from vmm.sandbox.layers import LAYERS
+        from vmm.sandbox.spawn import Process
+
+        return Process(LAYERS)
+    except (VmmError, OSError):
+        return None
 
 
 def _internal(error: Exception) -> int:

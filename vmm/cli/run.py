@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     from vmm.boundary import Runner
     from vmm.cbor import Value
     from vmm.cli.arguments import Arguments
+    from vmm.sandbox.layers import JailReport
+    from vmm.sandbox.spawn import Process
 
 _LOG_LEVELS = ("", "error", "warning", "info", "debug")
 _LOG_INFO, _LOG_DEBUG = 3, 4
 
 
-def run_command(words: list[str], runner: Runner | None = None) -> int:
+def run_command(words: list[str], runner: Runner | None = None, process: Process | None = None) -> int:
     """Run what the words say, at least one; answers the exit status.
 
     :param runner: runs the jobs and stays open; None: a machine of this command's own.
+    :param process: a worker's process that was started beforehand.
     :raises UsageError: the words make no sense.
     :raises VmmError: nothing could be run at all.
     """
@@ -53,7 +56,7 @@ def run_command(words: list[str], runner: Runner | None = None) -> int:
     runoptions.refuse_unsupported(arguments)
     if not foreign and any(text in ("help", "?") for text in arguments.all("options")):
         return _options_help(operation, arguments)
-    command = Command(operation, arguments, runner)
+    command = Command(operation, arguments, runner, process)
     try:
         return command.run()
     finally:
@@ -67,11 +70,27 @@ def _options_help(operation: str, arguments: Arguments) -> int:
     return EXIT_OK
 
 
-def _new_runner(arguments: Arguments, *, warm: bool) -> Runner:
+def _new_runner(arguments: Arguments, process: Process | None, *, warm: bool) -> Runner:
     """The machine; imported here, so that a mistake in the words is told without it."""
-    from vmm.machine.runner import MachineRunner
+    kvm = arguments.get("kvm") or KVM_DEVICE
+    if runoptions.sandbox_off(arguments):
+        from vmm.machine.runner import MachineRunner
 
-    return MachineRunner(warm=warm, kvm_path=arguments.get("kvm") or KVM_DEVICE)
+        err("pyvmm: warning: --sandbox=off: the process that runs the machine has all the rights of this user\n")
+        return MachineRunner(warm=warm, kvm=kvm)
+    from vmm.sandbox.broker import JailedRunner
+
+    verbose = "verbose" in arguments
+    return JailedRunner(
+        kvm_path=kvm,
+        # One that runs, and the same one kept for the next file.
+        machines=2 if warm else 1,
+        require="require-sandbox" in arguments,
+        verify_network=verbose,
+        on_report=_show_jail if verbose else None,
+        process=process,
+        reap=False,
+    )
 
 
 def _load(path: str) -> bytes:
@@ -83,7 +102,9 @@ def _load(path: str) -> bytes:
 class Command:
     """One ``pyvmm run`` with its runner, which lives until the last file is done."""
 
-    def __init__(self, operation: str, arguments: Arguments, runner: Runner | None = None) -> None:
+    def __init__(
+        self, operation: str, arguments: Arguments, runner: Runner | None = None, process: Process | None = None
+    ) -> None:
         self.operation = operation
         self.arguments = arguments
         self.json = runoptions.output_format(arguments) == "json"
@@ -96,7 +117,7 @@ class Command:
         op_elf = arguments.get("op-elf")
         verbosity = arguments.count("verbose")
         self.progress = Progress(asked="progress" in arguments)
-        self.runner = _new_runner(arguments, warm=self.many) if runner is None else runner
+        self.runner = _new_runner(arguments, process, warm=self.many) if runner is None else runner
         self._own_runner = runner is None
         self.session = Session(
             self.runner,
@@ -298,6 +319,16 @@ class Command:
             follow_symlinks=self.follow,
         )
         return report.exit_status
+
+
+def _show_jail(report: JailReport) -> None:
+    from vmm.cli.doctor import jail_lines
+
+    holds = len(report.layers) - len(report.missing)
+    took = f"closed in {report.close_ns / 1e6:.1f} ms"
+    err(f"sandbox: process {report.pid}, {holds} of {len(report.layers)} layers, {took}\n")
+    for line in jail_lines(report)[1:]:
+        err(f"sandbox: {printable(line.strip())}\n")
 
 
 def _log(level: int, text: str) -> None:

@@ -27,6 +27,8 @@ _COMMON = (
     Option("max-memory", ("--max-memory",), "SIZE", "memory of the guest, rounded up to a multiple of 2M"),
     Option("max-messages", ("--max-messages",), "N", "messages of the report"),
     Option("max-report", ("--max-report",), "SIZE", "bytes of the report"),
+    Option("sandbox", ("--sandbox",), "on|off", "jail the process that runs the machine (default: on)"),
+    Option("require-sandbox", ("--require-sandbox",), None, "refuse to run unless every layer of the jail holds"),
     Option("op-elf", ("--op-elf",), "PATH", "run this ELF as the operation"),
     Option("kvm", ("--kvm",), "PATH", f"the KVM device (default: {KVM_DEVICE})"),
 )
@@ -106,6 +108,19 @@ def output_format(arguments: Arguments) -> str:
     if chosen not in ("human", "json"):
         raise UsageError("--output must be used with human or json as argument.")
     return chosen
+
+
+def sandbox_off(arguments: Arguments) -> bool:
+    """Whether the machine is to run in this process.
+
+    :raises UsageError: ``--sandbox`` is neither on nor off, or off contradicts ``--require-sandbox``.
+    """
+    chosen = arguments.get("sandbox") or "on"
+    if chosen not in ("on", "off"):
+        raise UsageError(f"--sandbox takes on or off, not '{printable(chosen)}'")
+    if chosen == "off" and "require-sandbox" in arguments:
+        raise UsageError("--sandbox=off and --require-sandbox contradict each other")
+    return chosen == "off"
 
 
 def _amount(arguments: Arguments, key: str, default: int, least: int) -> int:

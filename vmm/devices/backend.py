@@ -93,7 +93,11 @@ class FileBackend:
 
     def allocated(self) -> int:
         """Bytes that the file system has allocated for the file."""
-        return os.fstat(self.fd).st_blocks * 512
+        try:
+            from vmm.kvm.binding import lib
+        except KvmUnavailableError:
+            return os.fstat(self.fd).st_blocks * 512
+        return max(0, int(lib.pyvmm_allocated(self.fd)))
 
     def _has_status(self) -> bool:
         if self._status is None:

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -265,18 +266,6 @@ static void pyvmm_disarm(struct pyvmm_timer *timer)
         run->immediate_exit = 0;
 }
 
-/* The version of Landlock that the kernel offers (Documentation/userspace-api/landlock.rst), or minus an errno. */
-static int pyvmm_landlock_abi(void)
-{
-#ifdef SYS_landlock_create_ruleset
-    long number = SYS_landlock_create_ruleset;
-#else
-    long number = 444;
-#endif
-    long version = syscall(number, NULL, 0, 1u /* LANDLOCK_CREATE_RULESET_VERSION */);
-    return version < 0 ? -errno : (int)version;
-}
-
 /* What Python's os module lacks: fallocate(2) with a mode, for holes in files.  Here because this is the one binding. */
 static int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length)
 {
@@ -286,4 +275,12 @@ static int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length)
         result = fallocate(fd, mode, offset, length);
     while (result < 0 && errno == EINTR);
     return result < 0 ? -errno : 0;
+}
+
+/* Bytes that a file takes on its disk.  By fstat(2) itself: the C library may use newfstatat(2), which takes a name, and
+ * the jail knows none. */
+static int64_t pyvmm_allocated(int fd)
+{
+    struct stat found;
+    return syscall(SYS_fstat, fd, &found) < 0 ? -(int64_t)errno : (int64_t)found.st_blocks * 512;
 }

@@ -26,6 +26,13 @@ except ImportError as error:
 ffi: Any = _ffi
 lib: Any = _lib
 
+_PREFIXES = ("KVM_GET_", "KVM_SET_", "KVM_CREATE_", "KVM_CHECK_", "KVM_RUN")
+
+
+def requests() -> tuple[int, ...]:
+    """The ioctl numbers that this package uses."""
+    return tuple(getattr(lib, name) for name in dir(lib) if name.startswith(_PREFIXES))
+
 
 def check(result: int, what: str) -> int:
     """``result`` of a call of the binding, when it is not minus an errno.

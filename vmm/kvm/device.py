@@ -9,6 +9,7 @@ from vmm.boundary import KVM_DEVICE
 from vmm.errors import KvmUnavailableError
 from vmm.kvm.binding import check, lib
 from vmm.kvm.vm import Vm
+from vmm.kvm_device import open_device, unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,41 +24,20 @@ CAPABILITIES: dict[str, tuple[int, str]] = {
     "xsave": (lib.KVM_CAP_XSAVE, "resetting a machine"),
 }
 
-_ADVICE = {
-    errno.ENOENT: "is missing: load the module (`modprobe kvm_intel` or `modprobe kvm_amd`), switch on virtualization "
-    "in the firmware or nested virtualization for this VM; in a container add `--device /dev/kvm`",
-    errno.EACCES: "may not be opened by this user: join the group that owns it (`usermod -aG kvm USER`, then log in "
-    "again), or allow it with an ACL (`setfacl -m u:USER:rw /dev/kvm`)",
-    errno.EPERM: "may not be opened here: the container's device policy forbids it; start it with `--device /dev/kvm`",
-    errno.ENODEV: "has no driver behind it: load the module (`modprobe kvm_intel` or `modprobe kvm_amd`)",
-    errno.EBUSY: "is in use by another hypervisor of this host: stop its virtual machines",
-}
-_ADVICE[errno.ENXIO] = _ADVICE[errno.ENODEV]
-
-
-def unavailable(number: int, path: str) -> KvmUnavailableError:
-    """The error that tells what to do when ``path`` cannot be used because of errno ``number``."""
-    advice = _ADVICE.get(number, f"cannot be used: {os.strerror(number)}")
-    return KvmUnavailableError(f"{path} {advice}", path=path, errno=errno.errorcode.get(number))
-
 
 class Kvm:
     """The open device.
 
-    :param path: the device node.
+    :param device: the device node; or a descriptor of it, which stays the caller's, and its path, for errors.
     :raises KvmUnavailableError: it is missing, forbidden, not KVM, of another API version, or lacks a capability; the
         message says what to do.
     """
 
-    __slots__ = ("_fd", "_run_size", "path")
+    __slots__ = ("_fd", "_own", "_run_size", "path")
 
-    def __init__(self, path: str = KVM_DEVICE) -> None:
-        self.path = path
-        self._fd = -1
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise unavailable(error.errno or errno.EIO, path) from None
+    def __init__(self, device: str | tuple[int, str] = KVM_DEVICE) -> None:
+        self._own = isinstance(device, str)
+        self._fd, self.path = (open_device(device), device) if isinstance(device, str) else device
         try:
             self._check_version()
             self._run_size: int = check(
@@ -110,7 +90,7 @@ class Kvm:
     def close(self) -> None:
         """Close the device; machines made from it live on.  Idempotent."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if fd >= 0 and self._own:
             os.close(fd)
 
     def __enter__(self) -> Self:

@@ -54,8 +54,6 @@ class DoctorReport:
     #: Capabilities that the machine uses; 0 is absent.
     capabilities: dict[str, int] = field(default_factory=dict)
     speed: Speed | None = None
-    #: Layers that a jail can be made of; None is absent.
-    sandbox: dict[str, str | int | bool | None] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -84,11 +82,10 @@ class DoctorReport:
                 "ring0-interpreted": speed.ring0_interpreted,
                 "exit-nanoseconds": speed.exit_ns,
             },
-            "sandbox": dict(self.sandbox),
         }
 
-    def as_text(self) -> str:
-        """The lines for people, each ended."""
+    def lines(self) -> list[str]:
+        """The lines for people, without the verdict."""
         lines = [f"kernel: {self.kernel} ({self.architecture})"]
         if self.api_version is not None:
             lines.append(f"KVM: {self.kvm_path}, API version {self.api_version}")
@@ -102,12 +99,11 @@ class DoctorReport:
                 f"ring 0: {ring0}, {1e9 / self.speed.ring0_per_second:.1f} ns an instruction",
                 f"exit: {self.speed.exit_ns / 1000:.1f} us, Python included",
             ]
-        lines.append("sandbox layers:")
-        for name, layer in self.sandbox.items():
-            shown = "no" if layer in (None, False) else "yes" if layer is True else layer
-            lines.append(f"  {name}: {shown}")
-        lines.append("machines run here" if self.problem is None else f"machines cannot run here: {self.problem}")
-        return "\n".join(lines) + "\n"
+        return lines
+
+    def verdict(self) -> str:
+        """The last line for people."""
+        return "machines run here" if self.problem is None else f"machines cannot run here: {self.problem}"
 
 
 def examine(path: str = KVM_DEVICE) -> DoctorReport:
@@ -120,20 +116,16 @@ def examine(path: str = KVM_DEVICE) -> DoctorReport:
     capabilities: dict[str, int] = {}
     speed: Speed | None = None
     problem: VmmError | None = None
-    sandbox = _sandbox()
     try:
-        from vmm.kvm.binding import lib
         from vmm.kvm.device import CAPABILITIES, Kvm
 
-        abi = lib.pyvmm_landlock_abi()
-        sandbox["landlock-abi"] = abi if abi > 0 else None
         with Kvm(path) as kvm:
             version = kvm.api_version
             capabilities = {name: kvm.capability(name) for name in CAPABILITIES}
             speed = _measure(kvm)
     except VmmError as error:
         problem = error
-    return DoctorReport(system.release, system.machine, path, problem, version, capabilities, speed, sandbox)
+    return DoctorReport(system.release, system.machine, path, problem, version, capabilities, speed)
 
 
 def _measure(kvm: Kvm) -> Speed:
@@ -198,28 +190,3 @@ def _expect_doorbell(vcpu: Vcpu) -> None:
         raise KvmError("a guest of five instructions did not end in five seconds")
     if reason != WRITE or vcpu.exit.address != CONTROL_BASE:
         raise KvmError(f"a guest of five instructions ended with exit reason {reason}")
-
-
-def _read(path: str) -> str:
-    """A file of /proc or /sys; empty when there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def _sandbox() -> dict[str, str | int | bool | None]:
-    """The layers that this kernel offers.  Whether one may be used is found out by using it, in the jail."""
-    spaces = _read("/proc/sys/user/max_user_namespaces").strip()
-    allowed = _read("/proc/sys/kernel/unprivileged_userns_clone").strip() != "0"
-    restricted = _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1"
-    actions = _read("/proc/sys/kernel/seccomp/actions_avail").split()
-    controllers = _read("/sys/fs/cgroup/cgroup.controllers").split()
-    return {
-        "user-namespaces": spaces not in ("", "0") and allowed and not restricted,
-        "seccomp": " ".join(actions) or None,
-        "landlock-abi": None,
-        "cgroup-v2": " ".join(controllers) or os.path.exists("/sys/fs/cgroup/cgroup.procs") or None,
-        "no-new-privs": "NoNewPrivs:" in _read("/proc/self/status"),
-    }

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-    from vmm.boundary import Event, Job
+    from vmm.boundary import Event, Frame, Job
     from vmm.kvm import State
+
+    #: Frames and the operation's ELF in, the frames with what is known of them out.
+    Symboliser = Callable[[tuple[Frame, ...], bytes], tuple[Frame, ...]]
 
 _BOOT = Struct(BOOT_INFO_FORMAT)
 
@@ -87,7 +90,8 @@ class Machine:
     :param max_memory: bytes of arena beyond its hot part, rounded up to 2 MiB.
     :param warm: keep a snapshot, so that the machine can run again.
     :param runtime: another runtime's ELF, for tests.
-    :param kvm_path: the KVM device.
+    :param kvm: the KVM device; see :class:`vmm.kvm.Kvm`.
+    :param symbolise: puts functions and lines to the frames of a failure; None: from the operation's ELF, here.
     :raises KvmUnavailableError: KVM cannot be used.
     :raises OperationLoadError: the ELF is not one that the machine can run.
     :raises UsageError: too many devices, or more memory than the memory map has room for.
@@ -101,7 +105,8 @@ class Machine:
         *,
         warm: bool = True,
         runtime: bytes | None = None,
-        kvm_path: str = KVM_DEVICE,
+        kvm: str | tuple[int, str] = KVM_DEVICE,
+        symbolise: Symboliser | None = None,
     ) -> None:
         if device_count > MAX_DEVICES:
             raise UsageError(f"{device_count} devices; a machine has at most {MAX_DEVICES}")
@@ -109,7 +114,8 @@ class Machine:
             raise UsageError(f"{max_memory} bytes of guest memory; 0 to {MAX_MEMORY} are possible")
         self.operation = operation
         self.warm = warm
-        self._kvm_path = kvm_path
+        self._kvm = kvm
+        self._symbolise = symbolise
         image = elf.parse(operation, OPERATION_BASE, OPERATION_SIZE, "operation")
         elf.check_contract(image.contract, "operation")
         resident = elf.parse(runtime or guests.runtime(), RUNTIME_BASE, RUNTIME_SIZE, "runtime")
@@ -151,7 +157,7 @@ class Machine:
         tables.map(regions)
         tables.release()
 
-        with Kvm(self._kvm_path) as kvm:
+        with Kvm(self._kvm) as kvm:
             vm = kvm.create_vm()
         self._closers.append(vm.close)
         vm.set_memory(0, RAM_BASE, memory.map, memory.offset, memory.size)
@@ -332,11 +338,14 @@ class Machine:
 
     def _complete(self, failure: Failure) -> Failure:
         """With symbols and the last block requests."""
-        from vmm.machine.symbols import symbolise
+        look_up = self._symbolise
+        if look_up is None:
+            from vmm.machine.symbols import symbolise
 
+            look_up = symbolise
         return replace(
             failure,
-            backtrace=symbolise(failure.backtrace, self.operation),
+            backtrace=look_up(failure.backtrace, self.operation),
             recent_requests=self.bus.recent_requests(),
         )
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vmm.boundary import Event, Job, Outcome
+    from vmm.machine.machine import Symboliser
 
 #: Machines kept; the one that was not used for longest goes first.
 POOL_SIZE = 8
@@ -26,12 +27,23 @@ class MachineRunner:
     One job at a time; from any thread.  Not across ``fork``: a child gets machines of its own.
 
     :param warm: False for a single run: no snapshot is taken and the machine is given up at once.
-    :param kvm_path: the KVM device.
+    :param kvm: the KVM device; see :class:`vmm.kvm.Kvm`.
+    :param pool_size: machines kept besides the one that runs.
+    :param symbolise: puts functions and lines to the frames of a failure; None: from the operation's ELF, here.
     """
 
-    def __init__(self, *, warm: bool = True, kvm_path: str = KVM_DEVICE) -> None:
+    def __init__(
+        self,
+        *,
+        warm: bool = True,
+        kvm: str | tuple[int, str] = KVM_DEVICE,
+        pool_size: int = POOL_SIZE,
+        symbolise: Symboliser | None = None,
+    ) -> None:
         self.warm = warm
-        self._kvm_path = kvm_path
+        self._kvm = kvm
+        self._pool_size = pool_size
+        self._symbolise = symbolise
         self._pool: dict[_Key, Machine] = {}
         self._process = os.getpid()
 
@@ -44,13 +56,20 @@ class MachineRunner:
         key = (job.elf, len(job.devices), job.limits.max_memory)
         machine = self._pool.pop(key, None)
         if machine is None:
-            machine = Machine(job.elf, len(job.devices), job.limits.max_memory, warm=self.warm, kvm_path=self._kvm_path)
+            machine = Machine(
+                job.elf,
+                len(job.devices),
+                job.limits.max_memory,
+                warm=self.warm,
+                kvm=self._kvm,
+                symbolise=self._symbolise,
+            )
         try:
             return machine.run(job, on_event)
         finally:
             if machine.reusable:
                 self._pool[key] = machine
-                if len(self._pool) > POOL_SIZE:
+                if len(self._pool) > self._pool_size:
                     self._pool.pop(next(iter(self._pool))).close()
             else:
                 machine.close()

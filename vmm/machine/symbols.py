@@ -19,7 +19,7 @@ from vmm.machine import guests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 #: Bytes of line number programs that are decoded (a byte costs up to 5 us), and of symbol table.
@@ -89,31 +89,38 @@ class _Symbols:
         return Frame(address, function, path, line)
 
 
-def symbolise(frames: tuple[Frame, ...], operation: bytes) -> tuple[Frame, ...]:
+def symbolise(
+    frames: tuple[Frame, ...],
+    operation: bytes,
+    runtime: bytes | None = None,
+    debug_of: Callable[[bytes], bytes] = guests.debug_of,
+) -> tuple[Frame, ...]:
     """The frames with function, file and line where they are known.
 
     Addresses of callers point behind the call, so that all but the first are looked up one byte earlier.
 
     :param operation: the operation's ELF; its debugging information is beside the shipped file, or in the ELF itself.
+    :param runtime: the runtime's ELF; None: the package's.
+    :param debug_of: finds the ELF with debugging information that belongs to an ELF.
     """
     found = []
     for index, frame in enumerate(frames):
         if OPERATION_BASE <= frame.address < OPERATION_BASE + OPERATION_SIZE:
-            known = _symbols(operation).frame(frame.address, frame.address - (index > 0))
+            known = _symbols(operation, debug_of).frame(frame.address, frame.address - (index > 0))
         elif RUNTIME_BASE <= frame.address < RUNTIME_BASE + RUNTIME_SIZE:
-            known = _symbols(guests.runtime()).frame(frame.address, frame.address - (index > 0))
+            known = _symbols(runtime or guests.runtime(), debug_of).frame(frame.address, frame.address - (index > 0))
         else:
             known = frame
         found.append(known)
     return tuple(found)
 
 
-def _symbols(elf: bytes) -> _Symbols:
+def _symbols(elf: bytes, debug_of: Callable[[bytes], bytes]) -> _Symbols:
     known = _cache.get(elf)
     if known is None:
         if len(_cache) >= _KEPT:
             del _cache[next(iter(_cache))]
-        debug = guests.debug_of(elf)
+        debug = debug_of(elf)
         known = _cache[elf] = _Symbols(debug, shipped=debug is not elf)
     return known
 
