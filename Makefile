@@ -10,7 +10,7 @@ ARGS ?=
 .PHONY: run test lint format guest generate zig-test check-binary-sizes bench clean
 
 # The environment: the package in editable mode with what development needs.  Made again when its list changes.
-$(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py vmm/kvm/_binding_source.c
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard vmm/*/_build.py vmm/*/_binding_source.c)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev
@@ -18,8 +18,8 @@ $(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py vmm/kvm/_binding_sourc
 	touch $@
 
 guest: $(VENV)/.ready
-	# The binding again after `make clean`, or for another Python.
-	$(BIN)/python -c 'import vmm.kvm._binding' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable .
+	# The bindings again after `make clean`, or for another Python.
+	$(BIN)/python -c 'import vmm.host._binding, vmm.kvm._binding' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable .
 	$(BIN)/python -m tools.build_guests
 	# Also where PYTHONDONTWRITEBYTECODE is set: compiling at every start would cost more than a whole run.
 	$(BIN)/python -m compileall -q vmm calltable
@@ -61,5 +61,5 @@ bench: guest
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf build dist vmm/_guest vmm/kvm/*.so vmm/kvm/_binding.c .zig-cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist vmm/_guest vmm/*/*.so vmm/*/_binding.c .zig-cache .mypy_cache .ruff_cache .pytest_cache
 	rm -rf -- *.egg-info

@@ -18,10 +18,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vmm.cbor": set(),
     "vmm.boundary": {"calltable", "vmm.record"},
     "vmm.errors": {"vmm.boundary"},
+    "vmm.host": {"vmm.errors"},
     "vmm.kvm": {"vmm.boundary", "vmm.errors"},
-    "vmm.devices": {"calltable", "vmm.boundary", "vmm.errors", "vmm.kvm"},
-    "vmm.machine": {"calltable", "vmm.record", "vmm.boundary", "vmm.errors", "vmm.kvm", "vmm.devices"},
-    "vmm.operations": {"calltable", "vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors"},
+    "vmm.devices": {"calltable", "vmm.boundary", "vmm.errors", "vmm.host"},
+    "vmm.machine": {"calltable", "vmm.record", "vmm.boundary", "vmm.errors", "vmm.host", "vmm.kvm", "vmm.devices"},
+    "vmm.operations": {"calltable", "vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors", "vmm.host"},
     "vmm.api": {"vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors", "vmm.operations", "vmm.machine"},
     "vmm.cli": {"calltable", "vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors", "vmm.operations", "vmm.machine"},
     "vmm.pytest_plugin": {"vmm.api", "vmm.boundary"},
@@ -34,7 +35,6 @@ DOORS = {
     "vmm.api": {"vmm.machine.runner"},
     "vmm.cli.run": {"vmm.machine.runner"},
     "vmm.cli.doctor": {"vmm.machine.doctor"},
-    "vmm.devices.backend": {"vmm.kvm.binding"},
 }
 
 

@@ -19,7 +19,7 @@ from calltable import (
     EXTENT_DATA,
 )
 from vmm.devices.errors import BackendError
-from vmm.errors import KvmUnavailableError
+from vmm.host import system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ CHUNK = 16 << 20
 #: Zeroes written at once where the file system cannot make a hole.
 _ZEROES = bytes(1 << 20)
 
-_FALLOC_KEEP_SIZE = 1
-_FALLOC_PUNCH_HOLE = 2
-_FALLOC_ZERO_RANGE = 16
+_PUNCH_HOLE = system.FALLOC_PUNCH_HOLE | system.FALLOC_KEEP_SIZE
+_ZERO_RANGE = system.FALLOC_ZERO_RANGE | system.FALLOC_KEEP_SIZE
 #: The largest length of a file: off_t is signed.
 _OFFSET_MAX = (1 << 63) - 1
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -208,9 +207,9 @@ class FileBackend:
         length = min(length, max(self.length - offset, 0))
         if length == 0:
             return
-        if unmap and self._allocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length):
+        if unmap and self._allocate(_PUNCH_HOLE, offset, length):
             return
-        if self._allocate(_FALLOC_ZERO_RANGE | _FALLOC_KEEP_SIZE, offset, length):
+        if self._allocate(_ZERO_RANGE, offset, length):
             return
         # Holes are zero already; without `unmap` they may stay, since nothing there is taken away.
         for start, size, flags in self._walk(offset, length):
@@ -233,21 +232,17 @@ class FileBackend:
             raise BackendError(ERROR_READ_ONLY, "the device is read-only")
         length = min(length, max(self.length - offset, 0))
         if length > 0:
-            self._allocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length)
+            self._allocate(_PUNCH_HOLE, offset, length)
 
     def _allocate(self, mode: int, offset: int, length: int) -> bool:
         """fallocate(2); false when the file system has no such thing."""
-        # The only place that needs the C binding; without it zeroes are written.
         try:
-            from vmm.kvm.binding import lib
-
-            allocate = lib.pyvmm_fallocate
-        except (ImportError, AttributeError, KvmUnavailableError):
+            system.fallocate(self.fd, mode, offset, length)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise _failure("allocating", offset, error) from None
             return False
-        result = allocate(self.fd, mode, offset, length)
-        if -result in _NO_SPACE:
-            raise BackendError(ERROR_NO_SPACE, f"allocating failed: {os.strerror(-result)}", -result)
-        return bool(result == 0)
+        return True
 
     def block_status(self, offset: int, length: int, capacity: int) -> list[tuple[int, int, int]]:
         """Data and holes of the bytes [offset, offset + length): (offset, length, flags), in order, without gaps.

@@ -6,7 +6,6 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -263,27 +262,4 @@ static void pyvmm_disarm(struct pyvmm_timer *timer)
     current_run = timer->previous;
     if (run != NULL)
         run->immediate_exit = 0;
-}
-
-/* The version of Landlock that the kernel offers (Documentation/userspace-api/landlock.rst), or minus an errno. */
-static int pyvmm_landlock_abi(void)
-{
-#ifdef SYS_landlock_create_ruleset
-    long number = SYS_landlock_create_ruleset;
-#else
-    long number = 444;
-#endif
-    long version = syscall(number, NULL, 0, 1u /* LANDLOCK_CREATE_RULESET_VERSION */);
-    return version < 0 ? -errno : (int)version;
-}
-
-/* What Python's os module lacks: fallocate(2) with a mode, for holes in files.  Here because this is the one binding. */
-static int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length)
-{
-    int result;
-
-    do
-        result = fallocate(fd, mode, offset, length);
-    while (result < 0 && errno == EINTR);
-    return result < 0 ? -errno : 0;
 }

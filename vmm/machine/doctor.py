@@ -122,11 +122,10 @@ def examine(path: str = KVM_DEVICE) -> DoctorReport:
     problem: VmmError | None = None
     sandbox = _sandbox()
     try:
-        from vmm.kvm.binding import lib
+        from vmm.host.system import landlock_abi
         from vmm.kvm.device import CAPABILITIES, Kvm
 
-        abi = lib.pyvmm_landlock_abi()
-        sandbox["landlock-abi"] = abi if abi > 0 else None
+        sandbox["landlock-abi"] = landlock_abi()
         with Kvm(path) as kvm:
             version = kvm.api_version
             capabilities = {name: kvm.capability(name) for name in CAPABILITIES}
