@@ -18,7 +18,7 @@ from calltable import (
     ERROR_UNSUPPORTED,
     EXTENT_DATA,
 )
-from vmm.devices.errors import BackendError
+from vmm.devices.errors import BackendError, LimitExceeded
 from vmm.host import system
 
 TYPE_CHECKING = False
@@ -63,20 +63,22 @@ class FileBackend:
 
     :param spec: the descriptor and what may be done with it; its position is changed, the file is not closed.
     :param check: called between large pieces of work; may raise to end the run.
+    :param max_output: length in bytes above which growing ends the run; None: no such limit.
     """
 
-    __slots__ = ("_status", "check", "fd", "length", "max_length", "read_only", "resizable")
+    __slots__ = ("_status", "check", "fd", "length", "max_length", "max_output", "read_only", "resizable")
 
     #: The granularity of the device in bytes.  The guest's runtime hides it.
     block_size: ClassVar[int] = 512
 
-    def __init__(self, spec: DeviceSpec, check: Callable[[], None] = _nothing) -> None:
+    def __init__(self, spec: DeviceSpec, check: Callable[[], None] = _nothing, max_output: int | None = None) -> None:
         self.fd = spec.fd
         #: Exact length in bytes.
         self.length = spec.length
         self.read_only = spec.read_only
         self.resizable = spec.resizable and not spec.read_only
         self.max_length = spec.max_length
+        self.max_output = max_output
         self.check = check
         #: Whether the file system tells data from holes; found out when first asked.
         self._status: bool | None = None
@@ -91,8 +93,14 @@ class FileBackend:
         return out
 
     def allocated(self) -> int:
-        """Bytes that the file system has allocated for the file."""
-        return os.fstat(self.fd).st_blocks * 512
+        """Bytes that the file system has allocated for the file.
+
+        :raises BackendError: the system does not say.
+        """
+        try:
+            return os.fstat(self.fd).st_blocks * 512
+        except OSError as error:
+            raise _failure("looking at the file", None, error) from None
 
     def _has_status(self) -> bool:
         if self._status is None:
@@ -176,8 +184,9 @@ class FileBackend:
                 raise _failure("flushing", None, error) from None
 
     def set_length(self, length: int) -> None:
-        """Make the file ``length`` bytes long; new bytes read as zero.
+        """Make the file ``length`` bytes long; new bytes read as zero.  Nothing else makes a file longer.
 
+        :raises LimitExceeded: it would be longer than ``max_output``.
         :raises BackendError: read-only, not resizable, above the limit, or the system refused.
         """
         if self.read_only:
@@ -189,10 +198,12 @@ class FileBackend:
         most = _OFFSET_MAX if self.max_length is None else min(self.max_length, _OFFSET_MAX)
         if length > most:
             raise BackendError(ERROR_NO_SPACE, f"{length} bytes are more than the {most} allowed")
+        if self.max_output is not None and length > max(self.length, self.max_output):
+            raise LimitExceeded("max-output", self.max_output)
         try:
             os.ftruncate(self.fd, length)
         except OSError as error:
-            raise _failure("resizing", None, error) from None
+            raise _failure(f"making the file {length} bytes long", None, error) from None
         self.length = length
 
     def zero(self, offset: int, length: int, unmap: bool, charge: Callable[[int], None]) -> None:
