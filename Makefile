@@ -20,8 +20,8 @@ $(VENV)/.ready: pyproject.toml setup.py $(BINDINGS)
 	touch $@
 
 guest: $(VENV)/.ready
-	# The binding again after `make clean`, or for another Python.
-	$(BIN)/python -c 'import vmm.kvm._binding, vmm.sandbox._binding' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable .
+	# The bindings again after `make clean`, or for another Python.
+	$(BIN)/python -c 'import vmm.host._binding, vmm.kvm._binding, vmm.sandbox._binding' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable .
 	$(BIN)/python -m tools.build_guests
 	# Also where PYTHONDONTWRITEBYTECODE is set: compiling at every start would cost more than a whole run.
 	$(BIN)/python -m compileall -q vmm calltable

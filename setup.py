@@ -1,4 +1,4 @@
-"""Build steps that pyproject.toml cannot state: the KVM binding and the guests.
+"""Build steps that pyproject.toml cannot state: the bindings and the guests.
 
 Everything else about the package stands in pyproject.toml.
 """
@@ -36,7 +36,7 @@ class BuildWithGuests(build_py):
 
 
 setup(
-    cffi_modules=["vmm/kvm/_build.py:ffibuilder", "vmm/sandbox/_build.py:ffibuilder"],
+    cffi_modules=[f"vmm/{package}/_build.py:ffibuilder" for package in ("host", "kvm", "sandbox")],
     cmdclass={"build_py": BuildWithGuests},
     # cffi compiles against the limited API of the oldest Python that is supported: one wheel for all of them.
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

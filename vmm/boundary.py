@@ -131,6 +131,11 @@ class Usage:
     elapsed_ns: int = 0
 
 
+def limit_message(limit: str, value: float) -> str:
+    """What an error says of a limit that ended a run: the option's name and its value, in the option's unit."""
+    return f"the run passed its limit: --{limit} is {format(value, 'g') if isinstance(value, float) else value}"
+
+
 class FailureKind(str):
     """Why a run did not complete.  (A plain ``str`` class: importing :mod:`enum` costs a third of an interpreter.)"""
 
@@ -209,6 +214,8 @@ class Outcome:
     device_lengths: tuple[int, ...] = ()
     #: For each device, why its file last failed (reading, writing, no space), or None.
     device_errors: tuple[str | None, ...] = ()
+    #: The errno of each, where the system gave one.
+    device_errnos: tuple[int | None, ...] = ()
 
 
 class Runner(Protocol):

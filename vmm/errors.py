@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from vmm.boundary import Failure
 
-#: Exit statuses.  0 to 3 and 63 are qemu-img's; the others are from sysexits.h, outside qemu-img's range.
+#: Exit statuses.  0 to 3 and 63 are qemu-img's; the others are from sysexits.h, outside qemu-img's range, and
+#: of signals.
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CORRUPT = 2
@@ -23,7 +24,10 @@ EXIT_USAGE = 64
 EXIT_UNAVAILABLE = 69
 EXIT_GUEST_FAILED = 70
 EXIT_LIMIT = 75
+#: 128 and the number of the signal, as shells have it.
+EXIT_HANGUP = 129
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 Detail = str | int | float | bool | None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import threading
@@ -13,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ForeignImages
-from tests.hostile.build import compile_c
-from tests.integration.command import COMMAND, environment, run
+from tests.integration.command import COMMAND, environment, listing, run
 
 OPERATIONS = ("info", "measure", "check")
 
@@ -24,18 +22,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.raw"
     path.write_bytes(os.urandom(512) * 64)
     return path
-
-
-#: An operation that never ends.
-SPIN = """
-#include "pyvmm.h"
-PYVMM_OPERATION(0);
-int64_t _start(const struct pyvmm_table *table) { for (volatile uint64_t i = 0;; i++) (void)table; }
-"""
-
-
-def listing(path: Path) -> set[str]:
-    return {entry.name for entry in path.iterdir()}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -196,52 +182,6 @@ def test_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     message = [line for line in err.splitlines() if line.startswith("pyvmm: ")]
     assert len(message) == 1, err
     assert "Traceback" not in err
-
-
-@pytest.mark.kvm
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    """Ctrl-C ends a run with 130; a killed one leaves no more."""
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "new").write_bytes(b"old")
-    source = tmp_path / "spin.c"
-    source.write_text(SPIN)
-    elf = tmp_path / "spin.elf"
-    elf.write_bytes(compile_c(source))
-    with subprocess.Popen(
-        [*COMMAND, "run", "create", "--op-elf", str(elf), "--timeout", "60", str(target / "new"), "1M"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-    ) as process:
-        wait_for_vcpu(process.pid)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert out == b""
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert err == b"pyvmm: interrupted\n"
-    else:
-        assert process.returncode == -signal.SIGTERM
-    assert listing(target) == {"new"}
-    assert (target / "new").read_bytes() == b"old"
-
-
-def wait_for_vcpu(pid: int) -> None:
-    """Until the worker of the process has a vCPU open and has used some time in it."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            worker = Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
-            links = [os.readlink(f"/proc/{worker}/fd/{fd}") for fd in os.listdir(f"/proc/{worker}/fd")]
-        except OSError:
-            links = []
-        if any("kvm-vcpu" in link for link in links):
-            time.sleep(0.3)
-            return
-        time.sleep(0.02)
-    pytest.fail("no vCPU appeared")
 
 
 @pytest.mark.kvm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 
 import calltable
 from tests.machines import hostile_operation, job
-from vmm.boundary import Limits
+from vmm.boundary import DeviceSpec, FailureKind, Limits
 from vmm.errors import OperationLoadError
 from vmm.machine.machine import Machine
 from vmm.machine.runner import POOL_SIZE, MachineRunner
@@ -88,3 +89,15 @@ def test_a_child_process_gets_its_own_machines(runner: MachineRunner) -> None:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert runner.run(job("innocent"), ignore).status == 0
+
+
+def test_a_file_that_cannot_be_looked_at_fails_the_run(runner: MachineRunner) -> None:
+    """Before the guest begins; the next run is as any other."""
+    with open(os.devnull, "rb") as null:
+        good = job("innocent", (DeviceSpec(null.fileno(), 0),))
+        assert runner.run(good, ignore).status == 0
+        outcome = runner.run(job("innocent", (DeviceSpec(-1, 512),)), ignore)
+        assert runner.run(good, ignore).status == 0
+    assert outcome.failure is not None
+    assert (outcome.failure.kind, outcome.failure.device) == (FailureKind.IO, 0)
+    assert (outcome.failure.errno, outcome.status) == (errno.EBADF, None)

@@ -26,6 +26,8 @@ class FakeRunner:
                 self.events.append(MessageEvent(message) if isinstance(message, bytes) else message)
         self.status = status
         self.failure = failure
+        self.device_errors: tuple[str | None, ...] = ()
+        self.device_errnos: tuple[int | None, ...] = ()
         self.jobs: list[Job] = []
         self.closed = False
         #: Called with each job before its events, for instance to write to its devices.
@@ -37,7 +39,8 @@ class FakeRunner:
             self.act(job)
         for event in self.events:
             on_event(event)
-        return Outcome(None if self.failure else self.status, self.failure, Usage())
+        status = None if self.failure else self.status
+        return Outcome(status, self.failure, Usage(), (), self.device_errors, self.device_errnos)
 
     def close(self) -> None:
         self.closed = True

@@ -19,7 +19,7 @@ from calltable.messages import (
     Measure,
 )
 from tests.unit.fake import FakeRunner
-from vmm.boundary import Failure, FailureKind, Frame, LogEvent
+from vmm.boundary import Failure, FailureKind, Frame, Limits, LogEvent
 from vmm.cbor import decode, encode
 from vmm.cli.main import main
 
@@ -73,6 +73,8 @@ class TestUsage:
             (["run", "info", "--timeout", "nan", "image"], "--timeout takes"),
             (["run", "info", "--max-read", "-1", "image"], "--max-read takes"),
             (["run", "info", "--max-memory", "0", "image"], "--max-memory takes"),
+            (["run", "info", "--max-host-memory", "0", "image"], "--max-host-memory takes"),
+            (["run", "create", "--max-output", "x", "image", "1M"], "--max-output takes"),
             (["run", "info", "--qemu-version", "new", "image"], "--qemu-version takes"),
             (["run", "info", "--backing-chain", "image"], "never opened"),
             (["run", "info", "--image-opts", "driver=raw"], "not supported"),
@@ -139,11 +141,18 @@ class TestUsage:
     def test_limits_reach_the_job(self) -> None:
         runner = FakeRunner(RAW)
         words = "--timeout 2.5 --max-read 1k --max-write 2M --max-memory 3M --max-messages 7 --max-report 4k -vv"
-        assert main(["run", "info", *words.split(), "image"], runner) == 0
+        more = "--max-output 5G --max-host-memory 1G"
+        assert main(["run", "info", *words.split(), *more.split(), "image"], runner) == 0
         limits = runner.jobs[0].limits
+        assert (limits.max_output, limits.max_host_memory) == (5 << 30, 1 << 30)
         assert (limits.timeout, limits.max_read, limits.max_write) == (2.5, 1024, 2 << 20)
         assert (limits.max_memory, limits.max_messages, limits.max_report) == (4 << 20, 7, 4096)
         assert runner.jobs[0].log_level == 4
+
+    def test_limits_have_defaults(self) -> None:
+        runner = FakeRunner(RAW)
+        assert main(["run", "info", "image"], runner) == 0
+        assert runner.jobs[0].limits == Limits()
 
     def test_op_elf(self) -> None:
         Path("own.elf").write_bytes(b"own")

@@ -54,6 +54,7 @@ MAY_READ = {
     "operations/foreign.py": "the ELF file of an operation that the user brings",
     "machine/guests.py": "the ELF file of the runtime that comes with the package",
     "machine/memory.py": "mmap of anonymous memory: the RAM of the guest",
+    "host/_build.py": "when the package is built: the C source of the binding",
     "kvm/_build.py": "when the package is built: the C source of the binding",
     "sandbox/_build.py": "when the package is built: the C source of the binding",
     "sandbox/jail.py": "what the kernel says of itself and of this process, under /proc and /sys",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -246,8 +247,11 @@ def test_failures(image: str, runner: FakeRunner, error: type[vmm.VmmError], sta
         info(Session(runner), image)
     assert caught.value.exit_status == status
     assert caught.value.failure == runner.failure
-    assert caught.value.message == "what \\x1b[2J happened"
+    # Errors about files name them, like those of opening one.
+    name = f"{image}: " if error is vmm.FileError else ""
+    assert caught.value.message == f"{name}what \\x1b[2J happened"
     assert caught.value.details["file"] == image
+    assert caught.value.details.get("errno") == ("EIO" if error is vmm.FileError else None)
 
 
 @pytest.mark.parametrize(
@@ -370,3 +374,37 @@ def test_empty_image(tmp_path: Path) -> None:
     with pytest.raises(vmm.FileError, match="is empty"):
         check(Session(FakeRunner(CHECK)), str(path))
     assert measure(Session(FakeRunner(MEASURE)), str(path), format="raw").required == 1
+
+
+def said(code: str) -> FakeRunner:
+    """A guest that refuses because of what went wrong on the host's side."""
+    return FakeRunner(Error(code=code, message="said"), status=1)
+
+
+def test_a_file_that_failed_is_no_refusal(image: str) -> None:
+    runner = said("io")
+    runner.device_errors, runner.device_errnos = ("reading at byte 7 failed: x\x1b[2J",), (errno.EIO,)
+    with pytest.raises(vmm.FileError) as caught:
+        info(Session(runner), image)
+    assert caught.value.message == f"{image}: said: reading at byte 7 failed: x\\x1b[2J"
+    assert caught.value.details == {"file": image, "errno": "EIO", "guest-code": "io"}
+    runner.device_errnos = ()
+    with pytest.raises(vmm.FileError) as caught:
+        info(Session(runner), image)
+    assert "errno" not in caught.value.details
+
+
+def test_what_failed_for_the_guest_alone_is_a_refusal(image: str) -> None:
+    for runner in (said("io"), said("corrupt")):
+        runner.device_errors = (None,) if runner.events == said("io").events else ("reading failed",)
+        with pytest.raises(vmm.RefusedError, match=r"^said$"):
+            info(Session(runner), image)
+
+
+def test_memory_is_a_limit(image: str) -> None:
+    with pytest.raises(vmm.LimitReachedError) as caught:
+        info(Session(said("no-memory"), limits=Limits(max_memory=4 << 20)), image)
+    assert caught.value.message == "the run passed its limit: --max-memory is 4194304: said"
+    assert caught.value.exit_status == 75
+    expected = {"guest-code": "no-memory", "file": image, "limit": "max-memory", "value": 4 << 20}
+    assert caught.value.details == expected

@@ -43,7 +43,7 @@ def _dispatch(words: list[str], runner: Runner | None, process: Process | None) 
 
 
 def main(argv: Sequence[str] | None = None, runner: Runner | None = None, process: Process | None = None) -> int:
-    """Run the command; answers its exit status and never raises.
+    """Run the command; answers its exit status and never raises, but for what the handlers of :func:`entry` raise.
 
     :param argv: arguments without the program's name; None: the process's own.
     :param runner: runs the jobs of ``run`` and stays open; None: a machine of this command's own.
@@ -70,15 +70,25 @@ def main(argv: Sequence[str] | None = None, runner: Runner | None = None, proces
 
 
 def entry() -> NoReturn:
-    """The console script: :func:`main`, and the process ends with it.
+    """The process's own command: :func:`main` with handlers of signals, and the process ends with it.
 
     Collecting cycles while modules load, and taking the interpreter apart at the end, would be a fifth of a plain run;
     everything that is left behind is memory and descriptors, which the kernel takes back.
     """
     import gc
 
+    from vmm.cli import signals
+
     gc.set_threshold(100_000)
-    status = main(process=_head_start(sys.argv[1:]))
+    signals.install()
+    try:
+        status = main(process=_head_start(sys.argv[1:]))
+        stopped = signals.settle()
+    except signals.Stopped as raised:
+        stopped = raised
+    if stopped is not None:
+        err(f"pyvmm: {stopped.word}\n")
+        status = stopped.exit_status
     for stream in (sys.stdout, sys.stderr):
         try:
             # None where the process was started without the descriptor.

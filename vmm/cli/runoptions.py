@@ -24,7 +24,9 @@ _COMMON = (
     Option("timeout", ("--timeout",), "SECONDS", "wall time of each run"),
     Option("max-read", ("--max-read",), "SIZE", "bytes read from each image"),
     Option("max-write", ("--max-write",), "SIZE", "bytes written to the output"),
+    Option("max-output", ("--max-output",), "SIZE", "length that an output file may reach"),
     Option("max-memory", ("--max-memory",), "SIZE", "memory of the guest, rounded up to a multiple of 2M"),
+    Option("max-host-memory", ("--max-host-memory",), "SIZE", "memory of the process that runs the machine"),
     Option("max-messages", ("--max-messages",), "N", "messages of the report"),
     Option("max-report", ("--max-report",), "SIZE", "bytes of the report"),
     Option("sandbox", ("--sandbox",), "on|off", "jail the process that runs the machine (default: on)"),
@@ -157,5 +159,7 @@ def limits(arguments: Arguments) -> Limits:
         max_write=_amount(arguments, "max-write", defaults.max_write, 0),
         max_messages=_amount(arguments, "max-messages", defaults.max_messages, 0),
         max_report=_amount(arguments, "max-report", defaults.max_report, 0),
+        max_output=_amount(arguments, "max-output", defaults.max_output, 0),
+        max_host_memory=_amount(arguments, "max-host-memory", 0, 1) or None,
         max_memory=(memory + LARGE_PAGE_SIZE - 1) // LARGE_PAGE_SIZE * LARGE_PAGE_SIZE,
     )

@@ -18,5 +18,6 @@ Runs one operation on disk images inside a KVM sandbox.
 
 `pyvmm run OPERATION --help` lists the options.
 Exit status: 0 fine; 1 could not do it; check: 2 corruption, 3 leaks only, 63 the format has no checks;
-64 usage, 69 KVM cannot be used, 70 the guest failed, 75 a limit was reached, 130 interrupted.
+64 usage, 69 KVM cannot be used, 70 the guest failed, 75 a limit was reached;
+129 hung up, 130 interrupted, 143 terminated.
 """

@@ -18,8 +18,8 @@ from calltable import (
     ERROR_UNSUPPORTED,
     EXTENT_DATA,
 )
-from vmm.devices.errors import BackendError
-from vmm.errors import KvmUnavailableError
+from vmm.devices.errors import BackendError, LimitExceeded
+from vmm.host import system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ CHUNK = 16 << 20
 #: Zeroes written at once where the file system cannot make a hole.
 _ZEROES = bytes(1 << 20)
 
-_FALLOC_KEEP_SIZE = 1
-_FALLOC_PUNCH_HOLE = 2
-_FALLOC_ZERO_RANGE = 16
+_PUNCH_HOLE = system.FALLOC_PUNCH_HOLE | system.FALLOC_KEEP_SIZE
+_ZERO_RANGE = system.FALLOC_ZERO_RANGE | system.FALLOC_KEEP_SIZE
 #: The largest length of a file: off_t is signed.
 _OFFSET_MAX = (1 << 63) - 1
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -64,20 +63,22 @@ class FileBackend:
 
     :param spec: the descriptor and what may be done with it; its position is changed, the file is not closed.
     :param check: called between large pieces of work; may raise to end the run.
+    :param max_output: length in bytes above which growing ends the run; None: no such limit.
     """
 
-    __slots__ = ("_status", "check", "fd", "length", "max_length", "read_only", "resizable")
+    __slots__ = ("_status", "check", "fd", "length", "max_length", "max_output", "read_only", "resizable")
 
     #: The granularity of the device in bytes.  The guest's runtime hides it.
     block_size: ClassVar[int] = 512
 
-    def __init__(self, spec: DeviceSpec, check: Callable[[], None] = _nothing) -> None:
+    def __init__(self, spec: DeviceSpec, check: Callable[[], None] = _nothing, max_output: int | None = None) -> None:
         self.fd = spec.fd
         #: Exact length in bytes.
         self.length = spec.length
         self.read_only = spec.read_only
         self.resizable = spec.resizable and not spec.read_only
         self.max_length = spec.max_length
+        self.max_output = max_output
         self.check = check
         #: Whether the file system tells data from holes; found out when first asked.
         self._status: bool | None = None
@@ -92,12 +93,14 @@ class FileBackend:
         return out
 
     def allocated(self) -> int:
-        """Bytes that the file system has allocated for the file."""
+        """Bytes that the file system has allocated for the file.
+
+        :raises BackendError: the system does not say.
+        """
         try:
-            from vmm.kvm.binding import lib
-        except KvmUnavailableError:
-            return os.fstat(self.fd).st_blocks * 512
-        return max(0, int(lib.pyvmm_allocated(self.fd)))
+            return system.allocated(self.fd)
+        except OSError as error:
+            raise _failure("looking at the file", None, error) from None
 
     def _has_status(self) -> bool:
         if self._status is None:
@@ -181,8 +184,9 @@ class FileBackend:
                 raise _failure("flushing", None, error) from None
 
     def set_length(self, length: int) -> None:
-        """Make the file ``length`` bytes long; new bytes read as zero.
+        """Make the file ``length`` bytes long; new bytes read as zero.  Nothing else makes a file longer.
 
+        :raises LimitExceeded: it would be longer than ``max_output``.
         :raises BackendError: read-only, not resizable, above the limit, or the system refused.
         """
         if self.read_only:
@@ -194,10 +198,12 @@ class FileBackend:
         most = _OFFSET_MAX if self.max_length is None else min(self.max_length, _OFFSET_MAX)
         if length > most:
             raise BackendError(ERROR_NO_SPACE, f"{length} bytes are more than the {most} allowed")
+        if self.max_output is not None and length > max(self.length, self.max_output):
+            raise LimitExceeded("max-output", self.max_output)
         try:
             os.ftruncate(self.fd, length)
         except OSError as error:
-            raise _failure("resizing", None, error) from None
+            raise _failure(f"making the file {length} bytes long", None, error) from None
         self.length = length
 
     def zero(self, offset: int, length: int, unmap: bool, charge: Callable[[int], None]) -> None:
@@ -212,9 +218,9 @@ class FileBackend:
         length = min(length, max(self.length - offset, 0))
         if length == 0:
             return
-        if unmap and self._allocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length):
+        if unmap and self._allocate(_PUNCH_HOLE, offset, length):
             return
-        if self._allocate(_FALLOC_ZERO_RANGE | _FALLOC_KEEP_SIZE, offset, length):
+        if self._allocate(_ZERO_RANGE, offset, length):
             return
         # Holes are zero already; without `unmap` they may stay, since nothing there is taken away.
         for start, size, flags in self._walk(offset, length):
@@ -237,21 +243,17 @@ class FileBackend:
             raise BackendError(ERROR_READ_ONLY, "the device is read-only")
         length = min(length, max(self.length - offset, 0))
         if length > 0:
-            self._allocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length)
+            self._allocate(_PUNCH_HOLE, offset, length)
 
     def _allocate(self, mode: int, offset: int, length: int) -> bool:
         """fallocate(2); false when the file system has no such thing."""
-        # The only place that needs the C binding; without it zeroes are written.
         try:
-            from vmm.kvm.binding import lib
-
-            allocate = lib.pyvmm_fallocate
-        except (ImportError, AttributeError, KvmUnavailableError):
+            system.fallocate(self.fd, mode, offset, length)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise _failure("allocating", offset, error) from None
             return False
-        result = allocate(self.fd, mode, offset, length)
-        if -result in _NO_SPACE:
-            raise BackendError(ERROR_NO_SPACE, f"allocating failed: {os.strerror(-result)}", -result)
-        return bool(result == 0)
+        return True
 
     def block_status(self, offset: int, length: int, capacity: int) -> list[tuple[int, int, int]]:
         """Data and holes of the bytes [offset, offset + length): (offset, length, flags), in order, without gaps.

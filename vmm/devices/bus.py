@@ -8,7 +8,7 @@ from vmm.devices.backend import FileBackend
 from vmm.devices.block import BlockDevice
 from vmm.devices.budget import Meter
 from vmm.devices.control import CONTINUE, DONE, READY, ControlDevice
-from vmm.devices.errors import ProtocolViolation
+from vmm.devices.errors import BackendError, FileFailed, ProtocolViolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,16 @@ _DOORBELL = ct.CONTROL_BASE + ct.CONTROL_DOORBELL
 
 def _nothing() -> None:
     pass
+
+
+def _boot_device(block: BlockDevice) -> tuple[int, int, int, int]:
+    backend = block.backend
+    if backend is None:
+        return (0, 0, 0, 0)
+    try:
+        return (backend.length, backend.flags(), backend.block_size, backend.allocated())
+    except BackendError as error:
+        raise FileFailed(block.index, error) from None
 
 
 class Bus:
@@ -54,7 +64,7 @@ class Bus:
         self.meter.begin(job.limits)
         self.control.begin(on_event, job.log_level, job.progress)
         for block, spec in zip(self.blocks, job.devices, strict=True):
-            block.attach(FileBackend(spec, check))
+            block.attach(FileBackend(spec, check, job.limits.max_output))
 
     def end_run(self) -> None:
         """Forget files and callbacks; counters, lengths and requests of the run are gone with them."""
@@ -89,11 +99,11 @@ class Bus:
         raise ProtocolViolation(f"a read of {size} bytes from {address:#x}, where no register is")
 
     def boot_devices(self) -> tuple[tuple[int, int, int, int], ...]:
-        """For the boot page: length, flags, block size and allocated bytes of each device."""
-        return tuple(
-            (backend.length, backend.flags(), backend.block_size, backend.allocated()) if backend else (0, 0, 0, 0)
-            for backend in (block.backend for block in self.blocks)
-        )
+        """For the boot page: length, flags, block size and allocated bytes of each device.
+
+        :raises FileFailed: a file cannot be looked at.
+        """
+        return tuple(map(_boot_device, self.blocks))
 
     def device_lengths(self) -> tuple[int, ...]:
         """Length in bytes of each device now."""
@@ -119,6 +129,11 @@ class Bus:
         """Why the file of each device last failed, None where it did not: the host's side of an `io` error message."""
         errors = (block.last_error for block in self.blocks)
         return tuple(error.message if error and error.code in _FILE_ERRORS else None for error in errors)
+
+    def device_errnos(self) -> tuple[int | None, ...]:
+        """The system's number for each of :meth:`device_errors`, None where there is none."""
+        errors = (block.last_error for block in self.blocks)
+        return tuple(error.errno if error and error.code in _FILE_ERRORS else None for error in errors)
 
     def state(self) -> object:
         """What the guest's drivers know of the devices, for :meth:`restore`.  No files, no counters."""

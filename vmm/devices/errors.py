@@ -26,7 +26,7 @@ class RunAborted(DeviceEvent):
 class LimitExceeded(DeviceEvent):
     """A budget is used up.
 
-    :param limit: ``max-read``, ``max-write``, ``max-messages`` or ``max-report``.
+    :param limit: ``max-read``, ``max-write``, ``max-messages``, ``max-report`` or ``max-output``.
     :param value: what was allowed.
     """
 
@@ -34,6 +34,19 @@ class LimitExceeded(DeviceEvent):
         super().__init__(limit, value)
         self.limit = limit
         self.value = value
+
+
+class FileFailed(DeviceEvent):
+    """The file of a device cannot even be looked at, so that the run cannot begin.
+
+    :param device: number of the device.
+    :param error: what the system said.
+    """
+
+    def __init__(self, device: int, error: BackendError) -> None:
+        super().__init__(device, error)
+        self.device = device
+        self.error = error
 
 
 class ProtocolViolation(DeviceEvent):

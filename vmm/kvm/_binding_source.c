@@ -6,7 +6,6 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -264,23 +263,4 @@ static void pyvmm_disarm(struct pyvmm_timer *timer)
     current_run = timer->previous;
     if (run != NULL)
         run->immediate_exit = 0;
-}
-
-/* What Python's os module lacks: fallocate(2) with a mode, for holes in files.  Here because this is the one binding. */
-static int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length)
-{
-    int result;
-
-    do
-        result = fallocate(fd, mode, offset, length);
-    while (result < 0 && errno == EINTR);
-    return result < 0 ? -errno : 0;
-}
-
-/* Bytes that a file takes on its disk.  By fstat(2) itself: the C library may use newfstatat(2), which takes a name, and
- * the jail knows none. */
-static int64_t pyvmm_allocated(int fd)
-{
-    struct stat found;
-    return syscall(SYS_fstat, fd, &found) < 0 ? -(int64_t)errno : (int64_t)found.st_blocks * 512;
 }

@@ -110,8 +110,6 @@ struct pyvmm_timer { struct kvm_run *previous; ...; };
 int pyvmm_timer_signal(void);
 int pyvmm_arm(struct pyvmm_timer *timer, struct kvm_run *run, uint64_t first_ns, uint64_t interval_ns);
 void pyvmm_disarm(struct pyvmm_timer *timer);
-int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length);
-int64_t pyvmm_allocated(int fd);
 """
 )
 

@@ -21,9 +21,9 @@ from calltable import (
     RUNTIME_SIZE,
     TRAP_BASE,
 )
-from vmm.boundary import KVM_DEVICE, Failure, FailureKind, Outcome
+from vmm.boundary import KVM_DEVICE, Failure, FailureKind, Outcome, limit_message
 from vmm.devices.bus import DONE, READY, Bus
-from vmm.devices.errors import DeviceEvent, LimitExceeded, ProtocolViolation, RunAborted
+from vmm.devices.errors import DeviceEvent, FileFailed, LimitExceeded, ProtocolViolation, RunAborted
 from vmm.errors import KvmError, UsageError
 from vmm.kvm import Kvm
 from vmm.kvm.vcpu import EXIT_FAIL_ENTRY, EXIT_INTERNAL_ERROR, EXIT_SHUTDOWN, INTERRUPTED, READ, WRITE
@@ -190,8 +190,8 @@ class Machine:
         bus.begin_run(job, on_event, self._check)
         settled = False
         try:
-            self._write_boot_page(job)
             try:
+                self._write_boot_page(job)
                 vcpu.arm((timeout - 1) % TICK_NS + 1 + _SLACK_NS, TICK_NS)
                 if self._snapshot is None:
                     self._come_up()
@@ -207,7 +207,7 @@ class Machine:
                 vcpu.disarm()
             status = bus.control.status if failure is None else None
             usage = bus.usage(self._exits, monotonic_ns() - start)
-            outcome = Outcome(status, failure, usage, bus.device_lengths(), bus.device_errors())
+            outcome = Outcome(status, failure, usage, bus.device_lengths(), bus.device_errors(), bus.device_errnos())
             settled = True
         finally:
             self._used = True
@@ -319,10 +319,13 @@ class Machine:
         elif isinstance(event, RunAborted):
             failure = faults.from_abort(event.message, event.site, vcpu, memory)
         elif isinstance(event, LimitExceeded):
-            message = f"the run passed its limit: {event.limit} is {event.value}"
+            message = limit_message(event.limit, event.value)
             failure = replace(
                 faults.from_stop(FailureKind.LIMIT, message, vcpu, memory), limit=event.limit, limit_value=event.value
             )
+        elif isinstance(event, FileFailed):
+            error = event.error
+            failure = Failure(FailureKind.IO, error.message, device=event.device, errno=error.errno)
         elif isinstance(event, ProtocolViolation):
             failure = faults.from_stop(FailureKind.PROTOCOL, event.message, vcpu, memory)
         elif isinstance(event, GuestShutdown):
@@ -333,7 +336,8 @@ class Machine:
         return self._complete(failure)
 
     def _timed_out(self, timeout: float) -> Failure:
-        stop = faults.from_stop(FailureKind.LIMIT, f"the run took longer than {timeout:g} s", self.vcpu, self.memory)
+        message = limit_message("timeout", timeout)
+        stop = faults.from_stop(FailureKind.LIMIT, message, self.vcpu, self.memory)
         return self._complete(replace(stop, limit="timeout", limit_value=timeout))
 
     def _complete(self, failure: Failure) -> Failure:

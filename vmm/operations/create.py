@@ -8,7 +8,7 @@ import time
 from calltable.messages import Create, CreateRequest
 from vmm.errors import UsageError
 from vmm.operations.options import build_options
-from vmm.operations.output import OutputFile
+from vmm.operations.output import OutputFile, close_all
 from vmm.operations.sizes import parse_size
 from vmm.record import dataclass
 
@@ -98,8 +98,7 @@ def create(
         for output in reversed(outputs):
             output.commit()
     finally:
-        for output in outputs:
-            output.close()
+        close_all(outputs)
     assert isinstance(message, Create)
     return CreateReport(
         filename=path,

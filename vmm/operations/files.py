@@ -35,6 +35,15 @@ def file_error(path: str, action: str, error: OSError) -> FileError:
     return FileError(f"Could not {action} '{printable(path)}': {os_reason(error)}", file=path, errno=name)
 
 
+def close(fd: int) -> None:
+    """Close a descriptor.  A failure that shows only now is about nothing that anybody still wants: what was read has
+    been read, what was to be durable has been made so."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
 def _refuse_kind(path: str, mode: int) -> None:
     """Only regular files and block devices have a length and answer reads at an offset."""
     for test, kind in _KINDS:
@@ -107,9 +116,9 @@ class InputFile:
 
     def close(self) -> None:
         """Close the descriptor.  Idempotent."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            close(fd)
 
     def __enter__(self) -> Self:
         return self

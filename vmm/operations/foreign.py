@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmm.errors import FileError, OperationLoadError
 from vmm.operations.decode import decode_envelope, decode_message
 from vmm.operations.files import InputFile, file_error
-from vmm.operations.session import MAX_ELF, refused
+from vmm.operations.session import MAX_ELF
 from vmm.operations.text import printable
 from vmm.record import dataclass
 
@@ -95,5 +95,5 @@ def run_foreign(
         for file in files:
             file.close()
     if errors:
-        raise refused(errors[0], paths, outcome.device_errors)
+        raise session.refused(errors[0], paths, outcome)
     return ForeignReport(tuple(paths), outcome.status or 0, count)

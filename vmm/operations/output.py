@@ -1,8 +1,9 @@
 """Output files: they appear whole or not at all.
 
 The bytes go to a file without a name (``O_TMPFILE``) in the target's directory, or where the file system has no such
-thing to one with a temporary name.  :meth:`OutputFile.commit` makes it durable, puts it in place in one step, and makes
-the directory durable.  Whatever happens before that leaves what was there before.
+thing to one with a temporary name, which a guard removes should this process end too early.  :meth:`OutputFile.commit`
+makes the file durable, puts it in place in one step, and makes the directory durable.  Whatever happens before that,
+SIGKILL included, leaves what was there before and nothing else.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import stat
 
 from vmm.boundary import DeviceSpec
 from vmm.errors import FileError
-from vmm.operations.files import file_error
+from vmm.operations.files import close, file_error
 from vmm.operations.sizes import MAX_SIZE
 from vmm.operations.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
+
+    from vmm.host.system import Guard
 
 #: Mode of a new file before the umask, as every program that creates one asks for.
 _MODE = 0o666
@@ -37,14 +41,15 @@ class OutputFile:
     :raises FileError: the directory cannot be written, or the target is a directory, a device, a link.
     """
 
-    __slots__ = ("_committed", "_directory", "_directory_fd", "_name", "_replaced", "_temporary", "fd", "path")
+    __slots__ = ("_directory", "_directory_fd", "_guard", "_name", "_replaced", "_temporary", "fd", "path")
 
     def __init__(self, path: str, *, follow_symlinks: bool = False) -> None:
         self.path = path
         self.fd = -1
         self._directory_fd = -1
+        #: The name of a file that has to have one before it is in place, and who removes it when this process cannot.
         self._temporary: str | None = None
-        self._committed = False
+        self._guard: Guard | None = None
         self._replaced: os.stat_result | None = None
         try:
             self._open(os.path.realpath(path) if follow_symlinks else path)
@@ -100,7 +105,11 @@ class OutputFile:
             # Kernels and file systems without O_TMPFILE answer in one of these ways.
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
                 raise
-        self._temporary = self._temporary_name()
+        from vmm.host.system import Guard
+
+        name = self._temporary_name()
+        self._guard = Guard(self._directory_fd, name)
+        self._temporary = name
         return os.open(self._temporary, flags | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=self._directory_fd)
 
     @staticmethod
@@ -130,47 +139,49 @@ class OutputFile:
         try:
             os.fsync(self.fd)
             self._place()
-            self._committed = True
             os.fsync(self._directory_fd)
         except OSError as error:
             raise file_error(self.path, "create", error) from None
 
     def _place(self) -> None:
-        if self._temporary is None:
-            source = f"{_DESCRIPTORS}/{self.fd}"
-            if self._replaced is None:
-                try:
-                    os.link(source, self._name, dst_dir_fd=self._directory_fd, follow_symlinks=True)
-                except FileExistsError:
-                    pass  # somebody made it meanwhile: replace it, as the open would have
-                else:
-                    return
-            # linkat does not replace: a temporary name first, then rename.
-            name = self._temporary_name()
-            os.link(source, name, dst_dir_fd=self._directory_fd, follow_symlinks=True)
-            self._temporary = name
-        os.rename(self._temporary, self._name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
-        self._temporary = None
+        if self._temporary is not None:
+            os.rename(self._temporary, self._name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
+            self._temporary = None
+            return
+        if self._replaced is None:
+            try:
+                source = f"{_DESCRIPTORS}/{self.fd}"
+                os.link(source, self._name, dst_dir_fd=self._directory_fd, follow_symlinks=True)
+            except FileExistsError:
+                pass  # somebody made it meanwhile: replace it, as the open would have
+            else:
+                return
+        from vmm.host.system import replace
+
+        replace(self.fd, self._directory_fd, self._temporary_name(), self._name)
 
     def close(self) -> None:
-        """Close everything and remove a temporary name.  Idempotent."""
+        """Close everything and remove a temporary name.  Idempotent.
+
+        :raises FileError: the name cannot be removed; everything is closed all the same.
+        """
         temporary, self._temporary = self._temporary, None
+        guard, self._guard = self._guard, None
         try:
-            if temporary is not None and not self._committed:
-                self._remove(temporary)
+            if temporary is not None:
+                os.unlink(temporary, dir_fd=self._directory_fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise file_error(os.path.join(self._directory, temporary or ""), "remove", error) from None
         finally:
             descriptors = (self.fd, self._directory_fd)
             self.fd = self._directory_fd = -1
             for fd in descriptors:
                 if fd >= 0:
-                    os.close(fd)
-
-    def _remove(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self._directory_fd)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
+                    close(fd)
+            if guard is not None:
+                guard.dismiss()
 
     def __enter__(self) -> Self:
         return self
@@ -179,3 +190,17 @@ class OutputFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def close_all(outputs: Iterable[OutputFile]) -> None:
+    """Close every one, whatever happens to another.
+
+    :raises FileError: see :meth:`OutputFile.close`.
+    """
+    rest = iter(outputs)
+    for output in rest:
+        try:
+            output.close()
+        except BaseException:
+            close_all(rest)
+            raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno as errnos
 import os
 
-from vmm.boundary import FailureKind, Job, Limits, LogEvent, MessageEvent, ProgressEvent
+from vmm.boundary import FailureKind, Job, Limits, LogEvent, MessageEvent, ProgressEvent, limit_message
 from vmm.cbor import encode
 from vmm.errors import (
     FileError,
@@ -22,10 +23,14 @@ from vmm.operations.text import printable, printable_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeVar
 
     from calltable.message import Message
     from vmm.boundary import DeviceSpec, Event, Failure, Outcome, Runner
+    from vmm.errors import Detail
+
+    T = TypeVar("T")
 
 #: The operations that come with the package.
 OPERATIONS = ("info", "measure", "check", "create")
@@ -187,36 +192,56 @@ class Session:
         outcome = self.execute(self.operation(operation), request.as_fields(), devices, on_payload, names)
         message = answered[0] if answered else None
         if message is not None and message.NAME == "error":
-            raise refused(message, names, outcome.device_errors)
+            raise self.refused(message, names, outcome)
         if message is None or outcome.status not in statuses:
             said = f"emitted {message.NAME}" if message is not None else "did not answer"
             raise GuestFailedError(f"the guest {said} and ended with status {outcome.status}")
         return message
+
+    def refused(self, message: Message, names: Sequence[str], outcome: Outcome) -> VmmError:
+        """The error for an ``error`` message; ``guest-code`` and what the guest found are among its details.
+
+        The operation refused (:class:`RefusedError`), unless it only passes on what the host knows better: a file
+        that failed (:class:`FileError`), memory that it may not have (:class:`LimitReachedError`).
+
+        :param names: the devices' file names.
+        :param outcome: of the run; says why a device's file failed.
+        """
+        fields = message.as_fields()
+        code = printable(str(fields.pop("code")))
+        text = printable(str(fields.pop("message")))
+        number = int(str(fields.pop("device", None) or 0))
+        name = _device_name(number, names)
+        details: dict[str, Detail] = {"guest_code": code, "file": name}
+        if code == "no-memory":
+            limit = self.limits.max_memory
+            return LimitReachedError(
+                f"{limit_message('max-memory', limit)}: {text}", **details, limit="max-memory", value=limit
+            )
+        details.update({key: value for key, value in fields.items() if isinstance(value, (str, int))})
+        reason = _at(outcome.device_errors, number)
+        if code == "io" and reason is not None:
+            return _file_failed(f"{text}: {printable(reason)}", name, _at(outcome.device_errnos, number), details)
+        kind = NoChecksError if code == "no-checks" else RefusedError
+        return kind(text, **details)
+
+
+def _at(items: Sequence[T | None], index: int) -> T | None:
+    return items[index] if index < len(items) else None
+
+
+def _file_failed(
+    text: str, name: str | None, number: int | None, details: Mapping[str, Detail] | None = None
+) -> FileError:
+    named = text if name is None else f"{printable(name)}: {text}"
+    errno = None if number is None else errnos.errorcode.get(number)
+    return FileError(named, **{"file": name, "errno": errno, **(details or {})})
 
 
 def _device_name(device: int | None, names: Sequence[str]) -> str | None:
     if not names:
         return None
     return names[device] if device is not None and device < len(names) else names[0]
-
-
-def refused(message: Message, names: Sequence[str], reasons: Sequence[str | None] = ()) -> RefusedError:
-    """The error for an ``error`` message; ``guest-code`` and what the guest found are among its details.
-
-    :param reasons: why each device's file failed, for what the guest knows as ``io`` only.
-    """
-    fields = message.as_fields()
-    code = printable(str(fields.pop("code")))
-    text = printable(str(fields.pop("message")))
-    device = fields.pop("device", None)
-    number = int(str(device or 0))
-    details: dict[str, str | int | bool | None] = {"file": _device_name(number, names)}
-    reason = reasons[number] if number < len(reasons) else None
-    if code == "io" and reason is not None:
-        text = f"{text}: {printable(reason)}"
-    details.update({key: value for key, value in fields.items() if isinstance(value, (str, int))})
-    kind = NoChecksError if code == "no-checks" else RefusedError
-    return kind(text, guest_code=code, **details)
 
 
 def failure_error(failure: Failure, names: Sequence[str] = ()) -> VmmError:
@@ -230,7 +255,7 @@ def failure_error(failure: Failure, names: Sequence[str] = ()) -> VmmError:
             value = int(value)
         error = LimitReachedError(text, file=name, limit=failure.limit, value=value)
     elif failure.kind == FailureKind.IO:
-        error = FileError(text, file=name)
+        error = _file_failed(text, name, failure.errno)
     elif failure.kind == FailureKind.KVM:
         error = KvmError(text, file=name)
     else:

@@ -14,7 +14,7 @@ import calltable as ct
 from vmm.boundary import DeviceSpec
 from vmm.devices import backend as module
 from vmm.devices.backend import FileBackend, cut
-from vmm.devices.errors import BackendError
+from vmm.devices.errors import BackendError, LimitExceeded
 
 DATA = ct.EXTENT_DATA
 
@@ -130,6 +130,29 @@ def test_set_length(open_file: Open) -> None:
     with pytest.raises(BackendError) as caught:
         open_file(b"x", resizable=True, read_only=True).set_length(5)
     assert caught.value.code == ct.ERROR_READ_ONLY
+
+
+def test_growing_is_limited(open_file: Open) -> None:
+    """Only growing, and to the byte."""
+    file = open_file(bytes(100), resizable=True, max_length=200)
+    file.max_output = 50
+    file.set_length(80)
+    with pytest.raises(LimitExceeded) as caught:
+        file.set_length(81)
+    assert (caught.value.limit, caught.value.value) == ("max-output", 50)
+    file.set_length(10)
+    with pytest.raises(LimitExceeded):
+        file.set_length(51)
+    file.set_length(50)
+    assert os.fstat(file.fd).st_size == file.length == 50
+
+
+def test_a_file_that_cannot_be_looked_at(open_file: Open) -> None:
+    file = open_file(b"x")
+    file.fd = -1
+    with pytest.raises(BackendError, match="looking at the file failed: Bad file descriptor") as caught:
+        file.allocated()
+    assert caught.value.errno == errno.EBADF
 
 
 def test_flags(open_file: Open) -> None:

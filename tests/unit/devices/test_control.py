@@ -242,9 +242,9 @@ def test_device_error(make: Make) -> None:
 
 
 def test_a_run_begins_clean(make: Make) -> None:
-    guest = make()
+    guest = make(max_length=5000)
     guest.ring(ct.COMMAND_DONE, 1, *guest.batch(b"m"))
-    guest.ring(ct.COMMAND_SET_LENGTH, 0, 1 << 62)
+    guest.ring(ct.COMMAND_SET_LENGTH, 0, 5001)
     guest.bus.end_run()
     assert guest.bus.usage().messages == 0
     assert guest.bus.device_lengths() == (0,)
@@ -252,6 +252,7 @@ def test_a_run_begins_clean(make: Make) -> None:
     assert guest.bus.control.status is None
     assert guest.bus.recent_requests() == ()
     assert guest.bus.device_errors() == (None,)
+    assert guest.bus.device_errnos() == (None,)
     with pytest.raises(ValueError, match="0 devices"):
         guest.bus.begin_run(Job(b"", b""), guest.events.append)
 
