@@ -6,12 +6,14 @@ import json
 import os
 import re
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import cbor2
 import pytest
 
+import vmm
 from calltable.messages import MESSAGES
 from tests.hostile.reports import (
     ABORT,
@@ -38,6 +40,7 @@ from tests.integration.command import COMMAND, environment
 from tests.unit.fake import FakeRunner
 from vmm.cli.main import main
 from vmm.operations import session as session_module
+from vmm.operations.foreign import run_foreign
 from vmm.operations.session import MAX_KEPT
 
 GUEST_FAILED, REFUSED, LIMIT = 70, 1, 75
@@ -144,6 +147,16 @@ class TestWithoutAMachine:
             error = payload("error", {"code": "io", "message": "m", "device": device})
             assert self.run("info", FakeRunner(error, status=1)) == REFUSED
             assert capsys.readouterr().err == "pyvmm: image: m\n"
+
+    def test_errors_of_a_foreign_operation_are_not_collected(self) -> None:
+        session = session_module.Session(FakeRunner(*[payload("error", {"code": "c", "message": "m" * 1000})] * 5000))
+        tracemalloc.start()
+        try:
+            with pytest.raises(vmm.RefusedError, match="mmm"):
+                run_foreign(session, b"", "x", [], lambda name, fields: None)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.kvm
