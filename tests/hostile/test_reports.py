@@ -204,9 +204,9 @@ class TestRealCommand:
     def test_poison_in_log_panic_and_names_of_the_elf(self, tmp_path: Path) -> None:
         text = POISON.encode() + b"\xff\xc0\xaf\xed\xa0\x80"
         elf = emitter()
-        for name in (b"name_of_a_function_that_fails", b"emitter.c"):
-            assert name in elf
-            elf = elf.replace(name, (b"\x1b[31m\xe2\x80\xae\x07" * 4)[: len(name)].ljust(len(name), b"!"))
+        for symbol in (b"name_of_a_function_that_fails", b"emitter.c"):
+            assert symbol in elf
+            elf = elf.replace(symbol, (b"\x1b[31m\xe2\x80\xae\x07" * 4)[: len(symbol)].ljust(len(symbol), b"!"))
         (tmp_path / "abort").write_bytes(Script().add(text, kind=LOG, argument=1).add(text, kind=ABORT).encode())
         (tmp_path / "fault").write_bytes(Script().add(text, kind=LOG, argument=4).add(b"", kind=FAULT).encode())
         for name in ("abort", "fault"):
@@ -257,7 +257,7 @@ class TestRealCommand:
         assert items["error"]["message"].endswith(f"more than {MAX_KEPT} items in arrays")
 
     def test_memory_is_in_proportion(self, tmp_path: Path) -> None:
-        """A report of the size that is allowed, of what takes most memory here, in the memory that its limit suggests."""
+        """A report of the size that is allowed, of what takes most memory here, takes what its limit suggests."""
         megabytes = 16
         wide = payload("info-note", {"code": "c", "message": "\U0001f4be" + "a" * 28_000})
         flags = payload("info-bitmap", {"name": "", "granularity": 1, "flags": ["ab"] * 9000})
