@@ -34,8 +34,8 @@ TABLES, HEADERS, DATA, CONTROL, END = BASE + 0x2000, BASE + 0x2800, BASE + 0x300
 NEXT, WRITE, INDIRECT = 1, 2, 4
 MAX_LENGTH = 6000
 
-settings.register_profile("model", max_examples=60, stateful_step_count=30)
-settings.register_profile("long", max_examples=6000, stateful_step_count=60)
+settings.register_profile("model", max_examples=120, stateful_step_count=40)
+settings.register_profile("long", max_examples=20_000, stateful_step_count=60)
 PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "model"))
 
 _edges = (0, 1, 2, 16, 64, 2**16, 2**31, 2**32 - 1)
@@ -82,8 +82,7 @@ class DeviceComparison(RuleBasedStateMachine):
         disk = Disk(bytearray(content), read_only, segments[0])
         self.model = model.Model(memory, disk, offered, self.register(model.QUEUE_NUM_MAX))
         self.model.check_offer(read_only)
-        self.size = 0
-        self.position = self.heap = self.next_descriptor = 0
+        self._bring_up(16, 0, 0, AVAILABLE, USED)
 
     def teardown(self) -> None:
         if hasattr(self, "file"):
@@ -110,6 +109,10 @@ class DeviceComparison(RuleBasedStateMachine):
 
     def notify_queue(self, index: int) -> None:
         memory = self.model.memory
+        queue = self.model.queue
+        if queue.ready:
+            # The index of the used ring is the device's (2.7.8): what scribbled over it could not be told from it.
+            self.put(queue.areas[model.QUEUE_DEVICE] + 2, struct.pack("<H", queue.used))
         memory.data[:] = self.real.bytes
         expected = self.model.notify(index)
         self.bus.write(ct.VIRTIO_BASE + model.QUEUE_NOTIFY, index, 4)
@@ -144,13 +147,23 @@ class DeviceComparison(RuleBasedStateMachine):
         self.set(model.STATUS, value)
 
     @rule(
-        size=st.sampled_from((16, 16, 16, 8, 4, 2, 1, 64, 3, 0, 128, 2**15, 2**16)),
-        drop=st.sampled_from((0, 0, 0, 1 << 28, 1 << 9, 1 << 13, 1 << 14, 1 << 32)),
-        add=st.sampled_from((0, 0, 0, 0, 1 << 24, 1 << 34, 1 << 63, 1 << 64, 1 << 127, 1 << 200)),
-        used=st.sampled_from((USED, USED, USED, USED, USED + 2, BASE, END - 16, AVAILABLE, DESCRIPTORS)),
-        available=st.sampled_from((AVAILABLE, AVAILABLE, AVAILABLE, AVAILABLE + 1, END - 4, DESCRIPTORS)),
+        size=st.sampled_from((16, 8, 4, 4, 64)),
+        drop=st.sampled_from((0, 0, 1 << 28, 1 << 9, 1 << 13, 1 << 14)),
     )
-    def bring_up(self, size: int, drop: int, add: int, used: int, available: int) -> None:
+    def bring_up(self, size: int, drop: int) -> None:
+        self._bring_up(size, drop, 0, AVAILABLE, USED)
+
+    @rule(
+        size=st.sampled_from((16, 16, 2, 1, 3, 0, 128, 2**15, 2**16)),
+        drop=st.sampled_from((0, 0, 0, 1 << 28, 1 << 32)),
+        add=st.sampled_from((0, 0, 0, 1 << 24, 1 << 34, 1 << 63, 1 << 64, 1 << 127, 1 << 200)),
+        used=st.sampled_from((USED, USED, USED + 2, BASE, END - 16, AVAILABLE, DESCRIPTORS)),
+        available=st.sampled_from((AVAILABLE, AVAILABLE, AVAILABLE + 1, END - 4, DESCRIPTORS)),
+    )
+    def bring_up_wrongly(self, size: int, drop: int, add: int, used: int, available: int) -> None:
+        self._bring_up(size, drop, add, available, used)
+
+    def _bring_up(self, size: int, drop: int, add: int, available: int, used: int) -> None:
         self.set(model.STATUS, 0)
         for status in (1, 3):
             self.set(model.STATUS, status)
@@ -183,7 +196,6 @@ class DeviceComparison(RuleBasedStateMachine):
             self.position = 0
             self.set(model.QUEUE_READY, 1)
 
-    @precondition(lambda self: self.model.queue.ready)
     @rule(
         kind=st.sampled_from((0, 0, 1, 1, 4, 8, 11, 13, 2, 10, 14, 0xFFFF_FFFF)),
         sector=_sectors,
@@ -194,6 +206,8 @@ class DeviceComparison(RuleBasedStateMachine):
         indirect=st.booleans(),
         flags=st.sampled_from((0, 0, 0, 1, 2, 2**31)),
         wrong=st.sampled_from((0,) * 8 + (1, 2, 3, 4)),
+        twist=st.sampled_from((0,) * 6 + (1, 2, 3, 4)),
+        tell=st.booleans(),
     )
     def add_request(
         self,
@@ -206,12 +220,16 @@ class DeviceComparison(RuleBasedStateMachine):
         indirect: bool,
         flags: int,
         wrong: int,
+        twist: int,
+        tell: bool,
     ) -> None:
+        self._revive()
         header = struct.pack("<IIQ", kind, 0, sector)
         out, room = b"", 1
         if kind in (11, 13):
             ranges = [
-                struct.pack("<QII", sector + step, step % 3, flags if step else flags & 1) for step in range(count)
+                struct.pack("<QII", (sector + step) & 2**64 - 1, step % 3, flags if step else flags & 1)
+                for step in range(count)
             ]
             out = b"".join(ranges)
         elif kind == 8:
@@ -232,7 +250,14 @@ class DeviceComparison(RuleBasedStateMachine):
         incoming = self._cut(bytes(room), cuts if seed & 2 else [])
         buffers = [(self._place(part), len(part), 0) for part in outgoing]
         buffers += [(self._place(b"\xee" * len(part)), len(part), WRITE) for part in incoming]
-        self._chain(buffers, indirect)
+        self._chain(buffers, indirect, twist)
+        if tell:
+            self.set(model.QUEUE_NOTIFY, 0)
+
+    def _revive(self) -> None:
+        """A device that serves, or most of what hypothesis thinks of would meet a dead one."""
+        if self.model.status.value != 15 or not self.model.queue.ready:
+            self._bring_up(16, 0, 0, AVAILABLE, USED)
 
     @staticmethod
     def _cut(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -250,17 +275,29 @@ class DeviceComparison(RuleBasedStateMachine):
         self.put(address, data)
         return address
 
-    def _chain(self, buffers: list[tuple[int, int, int]], indirect: bool) -> None:
+    def _chain(self, buffers: list[tuple[int, int, int]], indirect: bool, twist: int = 0) -> None:
         size = max(self.size, 1)
         count = len(buffers)
         last = count - 1
-        if indirect and count <= 16:
-            table = TABLES + 0x100 * (self.next_descriptor % 8)
+        if indirect and count <= 28:
+            table = TABLES + 0x1C0 * (self.next_descriptor % 4)
             for place, (address, length, flags) in enumerate(buffers):
                 following = (NEXT, place + 1) if place < last else (0, 0)
                 entry = struct.pack("<QIHH", address, length, flags | following[0], following[1])
                 self.put(table + 16 * place, entry)
-            self._put_descriptor(self.next_descriptor % size, (table, 16 * count, INDIRECT, 0))
+            pointer = (table, 16 * count, INDIRECT, 0)
+            if twist == 1:
+                pointer = (table, 16 * count + 8, INDIRECT, 0)
+            elif twist == 2:
+                # A table whose only entry refers to the table.
+                outer = TABLES + 0x700
+                self.put(outer, struct.pack("<QIHH", *pointer))
+                pointer = (outer, 16, INDIRECT, 0)
+            elif twist == 3:
+                pointer = (table, 16 * count, INDIRECT | NEXT, (self.next_descriptor + 1) % size)
+            elif twist == 4:
+                pointer = (table, 0x800, INDIRECT | WRITE, 0xFFFF)
+            self._put_descriptor(self.next_descriptor % size, pointer)
             self._make_available(self.next_descriptor % size)
             self.next_descriptor += 1
             return
@@ -279,22 +316,59 @@ class DeviceComparison(RuleBasedStateMachine):
         self.position = (self.position + 1) & 0xFFFF
         self.put(AVAILABLE + 2, struct.pack("<H", self.position))
 
-    @precondition(lambda self: self.model.queue.ready)
     @rule(
         chain=st.lists(_descriptor, min_size=1, max_size=5),
         table=st.none() | st.lists(_descriptor, min_size=1, max_size=20),
-        head=st.integers(0, 5) | st.sampled_from((15, 16, 63, 64, 0xFFFF)),
+        head=st.just(0) | st.integers(0, 5) | st.sampled_from((15, 16, 63, 64, 0xFFFF)),
+        tail=st.sampled_from((0, 0, 0, 8, 15)),
+        tell=st.booleans(),
     )
     def add_garbage(
-        self, chain: list[tuple[int, int, int, int]], table: list[tuple[int, int, int, int]] | None, head: int
+        self,
+        chain: list[tuple[int, int, int, int]],
+        table: list[tuple[int, int, int, int]] | None,
+        head: int,
+        tail: int,
+        tell: bool,
     ) -> None:
+        self._revive()
         for place, descriptor in enumerate(chain):
             self._put_descriptor(place, descriptor)
         if table is not None:
             for place, descriptor in enumerate(table):
                 self.put(TABLES + 16 * place, struct.pack("<QIHH", *descriptor))
-            self._put_descriptor(0, (TABLES, 16 * len(table), INDIRECT, 0))
+            self._put_descriptor(0, (TABLES, 16 * len(table) + tail, INDIRECT, 0))
         self._make_available(head)
+        if tell:
+            self.set(model.QUEUE_NOTIFY, 0)
+
+    @rule(
+        kind=st.sampled_from((0, 1)),
+        lengths=st.lists(st.sampled_from((0, 1, 512, 2**31, 2**32 - 1)), min_size=1, max_size=20),
+        writable=st.integers(0, 20),
+        indirect=st.booleans(),
+        late=st.booleans(),
+    )
+    def add_long_chain(self, kind: int, lengths: list[int], writable: int, indirect: bool, late: bool) -> None:
+        """A header, many buffers, of which those from a place on are writable, a status; perhaps one more readable."""
+        self._revive()
+        buffers = [(self._place(struct.pack("<IIQ", kind, 0, 0)), 16, 0)]
+        for place, length in enumerate(lengths):
+            flags = WRITE if place >= writable else 0
+            buffers.append((self._place(b"\xee" * min(length, 512)), length, flags))
+        buffers.append((self._place(b"\xee"), 1, WRITE))
+        if late:
+            buffers.append((self._place(bytes(4)), 4, 0))
+        self._chain(buffers, indirect)
+        self.set(model.QUEUE_NOTIFY, 0)
+
+    @rule(jump=st.sampled_from((-1, 1, 4, 8, 15, 16, 17, 64, 65, 2**15)))
+    def jump(self, jump: int) -> None:
+        """The available index moves and nothing was put there."""
+        self._revive()
+        self.position = (self.position + jump) & 0xFFFF
+        self.put(AVAILABLE + 2, struct.pack("<H", self.position))
+        self.set(model.QUEUE_NOTIFY, 0)
 
     @rule(place=st.integers(0, TABLES + 0x300 - DESCRIPTORS), data=st.binary(min_size=1, max_size=8))
     def scribble(self, place: int, data: bytes) -> None:
