@@ -111,6 +111,17 @@ class Message:
                 out[field.key] = value.as_fields() if isinstance(value, Message) else value
         return out
 
+    def items(self) -> int:
+        """How many items its arrays hold, those of nested messages included."""
+        count = 0
+        for field in self.FIELDS:
+            value = getattr(self, field.attribute)
+            if field.many and value is not None:
+                count += len(value) + sum(item.items() for item in value if isinstance(item, Message))
+            elif isinstance(value, Message):
+                count += value.items()
+        return count
+
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} is immutable")
 

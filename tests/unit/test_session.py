@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 import vmm
-from calltable.messages import Check, CheckFinding, Create, CreateOption, Error, Info, InfoSnapshot, Measure
+from calltable.messages import (
+    Check,
+    CheckFinding,
+    Create,
+    CreateOption,
+    Error,
+    Info,
+    InfoBitmap,
+    InfoLuks,
+    InfoLuksSlot,
+    InfoSnapshot,
+    Measure,
+)
 from tests.unit.fake import FakeRunner
 from vmm.boundary import Failure, FailureKind, Job, Limits, LogEvent, ProgressEvent
 from vmm.cbor import decode, encode
@@ -277,6 +289,24 @@ def test_too_many_messages(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(vmm.GuestFailedError, match="more than 10 messages"):
         check(Session(FakeRunner(*[note] * 11, CHECK)), image)
     assert len(check(Session(FakeRunner(*[note] * 10, CHECK)), image).findings) == 10
+
+
+def test_too_many_items_in_the_arrays_of_messages(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MAX_KEPT", 10)
+    bitmap = InfoBitmap(name="b", granularity=1, flags=("auto",) * 5)
+    with pytest.raises(vmm.GuestFailedError, match="more than 10 items"):
+        info(Session(FakeRunner(*[bitmap] * 3, INFO)), image)
+    assert len(info(Session(FakeRunner(*[bitmap] * 2, INFO)), image).bitmaps) == 2
+
+
+def test_items_of_nested_messages_count() -> None:
+    slot = InfoLuksSlot(active=False, key_offset=0)
+    luks = InfoLuks(
+        cipher_alg="", cipher_mode="", hash_alg="", payload_offset=0, master_key_iters=0, uuid="", slots=(slot,) * 3
+    )
+    assert luks.items() == 3
+    assert Info(format="luks", virtual_size=0, file_length=0, dirty_flag=False, luks=luks).items() == 3
+    assert CREATE.items() == 1
 
 
 def test_refusal(image: str) -> None:

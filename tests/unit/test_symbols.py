@@ -8,6 +8,7 @@ import zlib
 
 import pytest
 
+from tests.elf_writer import line_table, sections
 from vmm.boundary import Frame
 from vmm.machine import guests, symbols
 
@@ -68,3 +69,19 @@ def test_nothing_is_decompressed(debug: bytes) -> None:
 def test_broken_files_have_no_symbols(debug: bytes, size: int) -> None:
     address = entry(debug)
     assert symbols._Symbols(debug[:size] + bytes(64), shipped=False).frame(address, address) == Frame(address)
+
+
+def test_a_long_file_name_is_kept_once_and_cut() -> None:
+    """Half a megabyte of name for each of thousands of lines would be gigabytes."""
+    elf = sections(line_table(0x40_0000, b"n" * 100_000, 500))
+    found = symbols._Symbols(elf, shipped=False)
+    assert [line[:2] for line in found.lines[:2]] == [(0x40_0000, 0x40_0001), (0x40_0001, 0x40_0002)]
+    assert len(found.lines) == 500
+    assert len({id(name) for _, _, name, _ in found.lines}) == 1
+    assert found.frame(0x40_0000, 0x40_0000).file == "n" * symbols.MAX_NAME
+
+
+def test_a_long_function_name_is_cut() -> None:
+    symbol = struct.pack("<IBBHQQ", 1, 2, 0, 0, 0x40_0000, 16)
+    elf = sections({".symtab": symbol, ".strtab": b"\0" + b"f" * 10_000 + b"\0"})
+    assert symbols._Symbols(elf, shipped=False).frame(0x40_0000, 0x40_0000).function == "f" * symbols.MAX_NAME

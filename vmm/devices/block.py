@@ -245,10 +245,10 @@ class BlockDevice(MmioDevice):
         if rest or not 0 < count <= RANGES_MAX:
             raise BackendError(ERROR_INVALID, f"{length} bytes of ranges")
         ranges = list(_RANGE.iter_unpack(b"".join(data_out)))
-        for sector, sectors, flags in ranges:
-            # Section 5.2.6.2: unknown flags are unsupported, and so is `unmap` in a discard.
-            if flags & ~FLAG_UNMAP or (flags and kind == T_DISCARD):
-                raise _UnsupportedError
+        # Section 5.2.6.2: unknown flags are unsupported, and so is `unmap` in a discard, whatever else is wrong.
+        if any(flags & ~FLAG_UNMAP or (flags and kind == T_DISCARD) for _, _, flags in ranges):
+            raise _UnsupportedError
+        for sector, sectors, _ in ranges:
             self._check_range(sector, sectors * SECTOR, 0)
         for sector, sectors, flags in ranges:
             backend.check()

@@ -169,13 +169,14 @@ class ControlDevice:
         block = self._block(index)
         if block is None or block.backend is None:
             return -ct.ERROR_NO_DEVICE
+        capacity = block.capacity
         try:
             block.backend.set_length(length)
         except BackendError as error:
             block.last_error = error
             return -error.code
-        # The capacity is in the configuration space.
-        block.config_changed()
+        if block.capacity != capacity:
+            block.config_changed()
         return 0
 
     def _device_error(self, index: int) -> int:

@@ -65,6 +65,10 @@ INTERRUPT_CONFIG = 2
 F_INDIRECT_DESC = 1 << 28
 F_VERSION_1 = 1 << 32
 
+#: Words of feature bits that the standard gives a meaning (section 2.2: bits 0 to 127).  What a driver writes behind
+#: them is kept together, until a reset.
+_FEATURE_WORDS = 4
+
 _LOW = 0xFFFF_FFFF
 _ADDRESS_REGISTERS = {
     QUEUE_DESC_LOW: ("descriptors", 0),
@@ -244,7 +248,11 @@ class MmioDevice:
 
     def _write_features(self, value: int) -> None:
         # Section 3.1.1: features are settled by FEATURES_OK.
-        if self.status & FEATURES_OK or self._driver_features_select > 1:
+        if self.status & FEATURES_OK:
+            return
+        # A bit that is not offered must make FEATURES_OK fail, in whichever word it is.
+        if self._driver_features_select >= _FEATURE_WORDS:
+            self.driver_features |= value << 32 * _FEATURE_WORDS
             return
         shift = 32 * self._driver_features_select
         self.driver_features = self.driver_features & ~(_LOW << shift) | value << shift

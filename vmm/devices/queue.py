@@ -156,9 +156,10 @@ class Queue:
                     raise QueueError(f"descriptor {index} is indirect, which was not negotiated")
                 if flags & DESC_F_NEXT:
                     raise QueueError(f"descriptor {index} is indirect and has a next one")
+                # As many as it likes: what counts is how many of them the chain uses (section 2.7.5.3.1).
                 count, rest = divmod(length, _DESCRIPTOR_SIZE)
-                if rest or not 0 < count <= limit:
-                    raise QueueError(f"an indirect table of {length} bytes; the queue has {self.size} descriptors")
+                if rest or not count:
+                    raise QueueError(f"an indirect table of {length} bytes, which are no whole number of descriptors")
                 table = memory.view(address, length, writable=False)
                 inside = True
                 index = 0

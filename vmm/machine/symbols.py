@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Bytes of line number programs that are decoded (a byte costs up to 5 us), and of symbol table.
 MAX_LINES = 512 << 10
 MAX_SYMBOLS = 512 << 10
+#: Characters of a name that are kept: thousands of lines may share a file whose name has half a megabyte.
+MAX_NAME = 1024
 #: Nanoseconds for an ELF that did not come with the package; a shipped one takes about a second.
 PATIENCE_NS = 5_000_000_000
 #: Decoded ELFs kept, for campaigns in which guests fail often.
@@ -130,7 +132,7 @@ def _functions(file: Any) -> list[tuple[int, int, str]]:
     if table is None or table.data_size > MAX_SYMBOLS:
         return []
     return [
-        (symbol["st_value"], symbol["st_value"] + max(symbol["st_size"], 1), symbol.name)
+        (symbol["st_value"], symbol["st_value"] + max(symbol["st_size"], 1), symbol.name[:MAX_NAME])
         for symbol in table.iter_symbols()
         if symbol["st_info"]["type"] == "STT_FUNC"
     ]
@@ -150,12 +152,15 @@ def _lines(file: Any) -> list[tuple[int, int, str, int]]:
         if program is None:
             continue
         previous = None
+        names: dict[int, str] = {}
         for entry in program.get_entries():
             state = entry.state
             if state is None:
                 continue
             if previous is not None and previous.address < state.address:
-                found.append((previous.address, state.address, _file_name(program, previous.file), previous.line))
+                if previous.file not in names:
+                    names[previous.file] = _file_name(program, previous.file)
+                found.append((previous.address, state.address, names[previous.file], previous.line))
             previous = None if state.end_sequence else state
     return found
 
@@ -172,4 +177,4 @@ def _file_name(program: Any, number: int) -> str:
         folder = folder.decode("utf-8", "replace") if isinstance(folder, bytes) else str(folder)
         if not folder.startswith("/"):
             name = f"{folder}/{name}"
-    return str(name)
+    return str(name)[:MAX_NAME]

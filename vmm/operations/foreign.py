@@ -79,7 +79,10 @@ def run_foreign(
         count += 1
         message_name, fields = decode_envelope(payload)
         if message_name == "error":
-            errors.append(decode_message(payload, frozenset(("error",))))
+            message = decode_message(payload, frozenset(("error",)))
+            if not errors:
+                # The first one is the answer; the others only have to be well formed.
+                errors.append(message)
         else:
             on_message(message_name, fields)
 

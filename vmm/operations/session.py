@@ -38,8 +38,8 @@ OPERATIONS = ("info", "measure", "check", "create")
 #: Bytes of an operation's ELF file that are read at most; what is loaded has a window of 4 MiB.
 MAX_ELF = 64 << 20
 
-#: Messages of one report that are kept; a guest that emits more is up to no good.  A qcow2 image has at most 65536
-#: snapshots and 65535 bitmaps.
+#: Messages of one report that are kept, and items of arrays in them: an item of three bytes takes sixty here.  A guest
+#: that emits more is up to no good.  A qcow2 image has at most 65536 snapshots and 65535 bitmaps with two flags each.
 MAX_KEPT = 200_000
 
 _GUESTS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_guest")
@@ -173,10 +173,10 @@ class Session:
         """
         allowed = frozenset((main, "error", *lists))
         answered: list[Message] = []
-        kept = 0
+        kept = items = 0
 
         def on_payload(payload: bytes) -> None:
-            nonlocal kept
+            nonlocal kept, items
             message = decode_message(payload, allowed)
             if answered:
                 raise GuestFailedError(f"the guest emitted {message.NAME} after {answered[0].NAME}")
@@ -184,8 +184,11 @@ class Session:
                 answered.append(message)
                 return
             kept += 1
+            items += message.items()
             if kept > MAX_KEPT:
                 raise GuestFailedError(f"the guest emitted more than {MAX_KEPT} messages")
+            if items > MAX_KEPT:
+                raise GuestFailedError(f"the guest emitted messages with more than {MAX_KEPT} items in arrays")
             if on_message is not None:
                 on_message(message)
 

@@ -174,6 +174,15 @@ def test_write_zeroes(make: Make, unmap: int) -> None:
     assert driver.request(WRITE_ZEROES, 0, data=[_range(1, 2, 2)])[0] == UNSUPP
 
 
+@pytest.mark.parametrize("kind", [DISCARD, WRITE_ZEROES])
+def test_an_unknown_flag_is_unsupported_whatever_else_is_wrong(make: Make, kind: int) -> None:
+    driver = make(PATTERN)
+    driver.start()
+    for ranges in (_range(999, 1) + _range(0, 1, 2), _range(0, 1, 0x80000000) + _range(2**64 - 1, 1)):
+        assert driver.request(kind, 0, data=[ranges])[0] == UNSUPP
+    assert file_of(driver) == PATTERN
+
+
 def test_discard_keeps_the_length(make: Make) -> None:
     driver = make(PATTERN * 4)
     driver.start()

@@ -210,6 +210,16 @@ def test_set_length(make: Make) -> None:
     assert make(resizable=False).ring(ct.COMMAND_SET_LENGTH, 0, 5)[1] == -ct.ERROR_UNSUPPORTED
 
 
+def test_a_length_of_as_many_sectors_changes_no_configuration(make: Make) -> None:
+    guest = make(b"x" * 1000)
+    generation = guest.bus.read(ct.VIRTIO_BASE + 0xFC, 4)
+    for length in (1000, 1024, 513):
+        assert guest.ring(ct.COMMAND_SET_LENGTH, 0, length) == (CONTINUE, 0)
+    assert guest.bus.read(ct.VIRTIO_BASE + 0xFC, 4) == generation
+    assert guest.ring(ct.COMMAND_SET_LENGTH, 0, 512) == (CONTINUE, 0)
+    assert guest.bus.read(ct.VIRTIO_BASE + 0xFC, 4) != generation
+
+
 def test_block_status(make: Make) -> None:
     guest = make()
     assert guest.ring(ct.COMMAND_BLOCK_STATUS, 0, 10, 900, DATA, 4) == (CONTINUE, 1)

@@ -116,11 +116,30 @@ def test_features_are_settled_by_features_ok(make: Make) -> None:
     assert driver.device.has(F_VERSION_1)
 
 
-def test_a_feature_word_beyond_the_second_is_ignored(make: Make) -> None:
+@pytest.mark.parametrize("word", [2, 3, 4, 0xFFFFFFFF])
+def test_features_beyond_the_second_word_are_refused_too(make: Make, word: int) -> None:
     driver = make(bytes(1024))
-    driver.set(DRIVER_FEATURES_SEL, 2)
-    driver.set(DRIVER_FEATURES, 0xFFFFFFFF)
-    assert driver.device.driver_features == 0
+    driver.reset()
+    driver.set(STATUS, ACKNOWLEDGE | DRIVER)
+    driver.set(DRIVER_FEATURES_SEL, word)
+    driver.set(DRIVER_FEATURES, 1)
+    assert not driver.choose(F_VERSION_1)
+    if word < 4:
+        driver.set(DRIVER_FEATURES_SEL, word)
+        driver.set(DRIVER_FEATURES, 0)
+        assert driver.choose(F_VERSION_1)
+    driver.start()
+    assert driver.read(0, 512) == bytes(512)
+
+
+def test_features_behind_all_words_stay_refused_and_take_no_room(make: Make) -> None:
+    driver = make(bytes(1024))
+    for word in range(4, 5000):
+        driver.set(DRIVER_FEATURES_SEL, word)
+        driver.set(DRIVER_FEATURES, 0xFFFFFFFF)
+        driver.set(DRIVER_FEATURES, 0)
+    assert driver.device.driver_features.bit_length() <= 160
+    assert not driver.choose(F_VERSION_1)
 
 
 def test_status_bits_are_only_cleared_by_reset(make: Make) -> None:

@@ -151,6 +151,20 @@ def test_direct_descriptors_before_an_indirect_table(make: Make) -> None:
     assert driver.memory.get(data, 512) == bytes([7]) * 512
 
 
+def test_an_indirect_table_may_have_descriptors_that_no_chain_uses(make: Make) -> None:
+    """The chain may not be longer than the queue (section 2.7.5.3.1); nothing is said of the table."""
+    driver = make(SECTORS)
+    driver.start()
+    header = driver.buffer(16, struct.pack("<IIQ", IN, 0, 7))
+    data, status, table = driver.buffer(512), driver.buffer(1), driver.buffer(16 * 100)
+    for index, entry in ((0, (header, 16, NEXT, 50)), (50, (data, 512, WRITE | NEXT, 99)), (99, (status, 1, WRITE, 0))):
+        driver.put_descriptor(index, entry, table)
+    driver.put_descriptor(0, (table, 1600, INDIRECT, 0))
+    driver.make_available(0)
+    driver.notify()
+    assert driver.memory.get(data, 512) == bytes([7]) * 512
+
+
 def _hostile(driver: Driver, name: str) -> None:
     """Write one chain, or one ring, that breaks the standard."""
     header = driver.buffer(16, struct.pack("<IIQ", IN, 0, 0))
@@ -180,7 +194,7 @@ def _hostile(driver: Driver, name: str) -> None:
         "indirect and next": [(table, 16, INDIRECT | NEXT, 1), (status, 1, WRITE, 0)],
         "indirect table of no entries": [(table, 0, INDIRECT, 0)],
         "indirect table of odd length": [(table, 17, INDIRECT, 0)],
-        "indirect table too long": [(table, 16 * 17, INDIRECT, 0)],
+        "more than the queue in an indirect table": [(table, 16 * 17, INDIRECT, 0)],
         "indirect table of 2^32-16 bytes": [(table, 0xFFFFFFF0, INDIRECT, 0)],
         "indirect table outside memory": [(far, 16, INDIRECT, 0)],
         "indirect in indirect": [(table, 16, INDIRECT, 0)],
@@ -189,6 +203,7 @@ def _hostile(driver: Driver, name: str) -> None:
     }
     tables: dict[str, list[tuple[int, int, int, int]]] = {
         "indirect in indirect": [(table, 16, INDIRECT, 0)],
+        "more than the queue in an indirect table": [(header, 16, NEXT, place + 1) for place in range(17)],
         "loop in the table": [(header, 16, NEXT, 1), (header, 16, NEXT, 0)],
         "next outside the indirect table": [(header, 16, NEXT, 3)],
     }
@@ -230,8 +245,8 @@ HOSTILE = {
     "indirect and next": "has a next one",
     "indirect table of no entries": "table of 0 bytes",
     "indirect table of odd length": "table of 17 bytes",
-    "indirect table too long": "table of 272 bytes",
-    "indirect table of 2^32-16 bytes": "table of 4294967280 bytes",
+    "more than the queue in an indirect table": "more than 16 descriptors",
+    "indirect table of 2^32-16 bytes": "4294967280 bytes at",
     "indirect table outside memory": "16 bytes at 0x7fff00000000",
     "indirect in indirect": "of an indirect table is indirect",
     "loop in the table": "more than 16 descriptors",
