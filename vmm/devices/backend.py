@@ -92,8 +92,11 @@ class FileBackend:
         return out
 
     def allocated(self) -> int:
-        """Bytes that the file system has allocated for the file."""
-        return os.fstat(self.fd).st_blocks * 512
+        """Bytes that the file system has allocated for the file; its length where the system cannot say (a stale handle)."""
+        try:
+            return os.fstat(self.fd).st_blocks * 512
+        except OSError:
+            return self.length
 
     def _has_status(self) -> bool:
         if self._status is None:
