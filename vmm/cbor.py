@@ -63,21 +63,27 @@ class _NoTags(dict[int, "Callable[..., object]"]):
 _NO_TAGS = _NoTags()
 
 
-def _wrong(value: object) -> str | None:
-    """What in a value the subset does not have; None when it has everything."""
+def _wrong(value: object, room: int = _INT_MAX) -> str | None:
+    """What in a value the subset does not have; None when it has everything.
+
+    :param room: containers inside containers that are allowed.
+    """
     kind = type(value)
     if kind is int:
         inside = _INT_MIN <= value <= _INT_MAX  # type: ignore[operator]  # mypy does not narrow by identity of types
         return None if inside else "an integer that does not fit 64 bits"
     if kind is str or kind is bytes or kind is bool or value is None:
         return None
+    if isinstance(value, (list, tuple, dict)) and room == 0:
+        # cbor2 counts a container when it decodes the first item in it, and so lets an empty one pass.
+        return "maximum container nesting depth exceeded by an empty container"
     if isinstance(value, (list, tuple)):
-        return next((wrong for item in value if (wrong := _wrong(item))), None)
+        return next((wrong for item in value if (wrong := _wrong(item, room - 1))), None)
     if isinstance(value, dict):
         for key, item in value.items():
             if type(key) is not str:
                 return "a key that is not text"
-            if wrong := _wrong(item):
+            if wrong := _wrong(item, room - 1):
                 return wrong
         return None
     return f"a value of type {kind.__name__}"
@@ -117,6 +123,6 @@ def decode(data: bytes, max_depth: int = MAX_DEPTH) -> Value:
         raise DecodeError(str(cause if isinstance(cause, DecodeError) else error)) from None
     if source.tell() != len(data):
         raise DecodeError(f"{len(data) - source.tell()} bytes after the item, at byte {source.tell()}")
-    if wrong := _wrong(value):
+    if wrong := _wrong(value, max_depth):
         raise DecodeError(wrong)
     return value

@@ -108,8 +108,10 @@ def test_refused(data: bytes, text: str) -> None:
 
 def test_depth_limit_is_exact() -> None:
     assert decode(b"\x81" * MAX_DEPTH + b"\x01") is not None
-    with pytest.raises(DecodeError):
-        decode(b"\x81" * (MAX_DEPTH + 1) + b"\x01")
+    for innermost in (b"\x01", b"\x80", b"\xa0"):
+        with pytest.raises(DecodeError, match="depth"):
+            decode(b"\x81" * (MAX_DEPTH + (innermost == b"\x01")) + innermost)
+    assert decode(b"\x81" * (MAX_DEPTH - 1) + b"\x80") is not None
 
 
 def test_lengths_allocate_nothing() -> None:

@@ -331,6 +331,18 @@ class TestFailures:
         error = json.loads(capsys.readouterr().out)["error"]
         assert (error["code"], error["limit"], error["value"]) == ("limit", "timeout", value)
 
+    @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300])
+    def test_a_broken_worker_names_no_limit(self, capsys: Capture, value: float) -> None:
+        failure = Failure(FailureKind.LIMIT, "x", limit="\x1b[2J", limit_value=value)
+        for extra in ([], ["--output=json"]):
+            assert main(["run", "info", "image", *extra], FakeRunner(failure=failure)) == 75
+            assert "\x1b" not in "".join(capsys.readouterr())
+
+    def test_a_broken_worker_names_registers(self, capsys: Capture) -> None:
+        failure = Failure(FailureKind.PANIC, "x", registers={"\x1b[2J": 1, "rip": 2})
+        assert main(["run", "info", "image"], FakeRunner(failure=failure)) == 70
+        assert "\\x1b[2J=0000000000000001    rip=" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("runner", "status"),
         [

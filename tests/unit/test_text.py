@@ -77,6 +77,11 @@ def test_lone_surrogates_are_replaced() -> None:
     assert quote("a\udcff") == '"a\\uFFFD"'
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_what_json_has_no_number_for_is_null(value: float) -> None:
+    assert compact([value, 0.5]) == "[null, 0.5]"
+
+
 def test_empty_containers_take_two_lines() -> None:
     assert pretty({"a": [], "b": {}}) == '{\n    "a": [\n    ],\n    "b": {\n    }\n}'
 

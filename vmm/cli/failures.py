@@ -83,7 +83,7 @@ def _failure_lines(failure: Failure) -> list[str]:
     names = list(failure.registers)
     for start in range(0, len(names), 4):
         row = " ".join(f"{name:>6}={failure.registers[name]:016x}" for name in names[start : start + 4])
-        lines.append("  " + row)
+        lines.append("  " + printable(row))
     if failure.recent_requests:
         lines.append("  last block requests:")
         lines += [f"    {printable(request)}" for request in failure.recent_requests]

@@ -36,7 +36,8 @@ def _scalar(value: object) -> str:
     if value is False:
         return "false"
     if isinstance(value, (int, float)):
-        return repr(value)
+        # JSON has no infinity and no NaN (RFC 8259 section 6).
+        return repr(value) if value - value == 0 else "null"
     if isinstance(value, bytes):
         return quote(value.hex())
     return quote(str(value))

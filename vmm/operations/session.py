@@ -254,7 +254,7 @@ def failure_error(failure: Failure, names: Sequence[str] = ()) -> VmmError:
     error: VmmError
     if failure.kind == FailureKind.LIMIT:
         value = failure.limit_value
-        if value is not None and value == int(value):
+        if value is not None and value % 1 == 0:
             value = int(value)
         error = LimitReachedError(text, file=name, limit=failure.limit, value=value)
     elif failure.kind == FailureKind.IO:

@@ -161,6 +161,15 @@ def test_flags(open_file: Open) -> None:
     assert open_file().flags() & ct.DEVICE_HAS_BLOCK_STATUS
 
 
+def test_allocated(open_file: Open) -> None:
+    file = open_file(b"x" * 5000)
+    assert file.allocated() == os.fstat(file.fd).st_blocks * 512
+    # Stands for a stale handle of a network file system.
+    file.fd = -1
+    with pytest.raises(BackendError, match="looking at the file failed"):
+        file.allocated()
+
+
 def _sparse(open_file: Open) -> FileBackend:
     """Data in [64K, 128K) and [256K, 257K) of 1 MiB and a byte."""
     file = open_file(length=(1 << 20) + 1)
