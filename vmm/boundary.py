@@ -218,6 +218,12 @@ class Outcome:
     device_errnos: tuple[int | None, ...] = ()
 
 
+def limit_outcome(limit: str, value: float) -> Outcome:
+    """A run of which nothing is known but that a limit of its process ended it."""
+    message = limit_message(limit, value)
+    return Outcome(None, Failure(FailureKind.LIMIT, message, limit=limit, limit_value=value), Usage())
+
+
 class Runner(Protocol):
     """What runs jobs.  One job at a time; many jobs one after another."""
 

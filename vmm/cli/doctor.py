@@ -65,4 +65,5 @@ def jail_lines(jail: JailReport | None, problem: VmmError | None = None) -> list
     for layer in jail.layers:
         detail = f" ({layer.detail})" if layer.detail else ""
         lines.append(f"  {layer.name}: {'yes' if layer.holds else 'MISSING'}{detail}")
+    lines.append(f"  memory limit by: {jail.memory}")
     return lines

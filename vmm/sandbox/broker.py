@@ -12,7 +12,17 @@ import os
 from struct import Struct
 from time import monotonic
 
-from vmm.boundary import KVM_DEVICE, Failure, FailureKind, LogEvent, MessageEvent, Outcome, TraceEvent, Usage
+from vmm.boundary import (
+    KVM_DEVICE,
+    Failure,
+    FailureKind,
+    LogEvent,
+    MessageEvent,
+    Outcome,
+    TraceEvent,
+    Usage,
+    limit_outcome,
+)
 from vmm.errors import KvmError, KvmUnavailableError, OperationLoadError, SandboxError, UsageError, VmmError
 from vmm.kvm_device import open_device
 from vmm.record import replace
@@ -39,6 +49,8 @@ PATIENCE_END = 5.0
 PATIENCE_SYMBOLS = 30.0
 #: Machines that a worker keeps: as many as there are operations, and some.
 MACHINES = 6
+#: Bytes of real memory that the worker's interpreter takes before its first job.
+INTERPRETER_MEMORY = 64 << 20
 #: Operations that a worker remembers.
 _REMEMBERED = 64
 #: SIGSYS: the filter's answer to a system call that it does not let through.
@@ -51,6 +63,10 @@ _ERRORS: dict[str, type[VmmError]] = {
 
 class WorkerLostError(Exception):
     """The worker is gone, or no longer to be trusted; the text says why."""
+
+
+class WorkerStarvedError(WorkerLostError):
+    """The kernel ended the worker: its control group had no more memory."""
 
 
 class WorkerLateError(Exception):
@@ -94,7 +110,14 @@ class Worker:
         if not isinstance(report, JailReport):
             self.process.kill()
             raise SandboxError("the process that runs the machine did not say how its jail is closed")
-        self.report = replace(report, pid=self.process.pid)
+        self.report = replace(report, pid=self.process.pid, memory=self._limit_memory(settings))
+
+    def _limit_memory(self, settings: JailSettings) -> str:
+        """The worker's control group with its limits, where it has one."""
+        group = self.process.group
+        # Its interpreter has a place in it as well.
+        limited = None if group is None else group.limit(settings.memory + INTERPRETER_MEMORY, settings.machines + 1)
+        return limited or "address space (RLIMIT_AS); there is no control group v2 to be had with a memory controller"
 
     def send(self, value: object, descriptors: Sequence[int] = ()) -> None:
         """One frame, and descriptors with it.
@@ -112,7 +135,7 @@ class Worker:
             sent = channel.sendmsg([data], ancillary)
             channel.sendall(data[sent:])
         except OSError as error:
-            raise WorkerLostError(self._death(error)) from None
+            raise self._death(error) from None
 
     def receive(self, deadline: float) -> list[wire.Item]:
         """The items of the next frame.
@@ -147,19 +170,21 @@ class Worker:
             except TimeoutError:
                 continue
             except OSError as error:
-                raise WorkerLostError(self._death(error)) from None
+                raise self._death(error) from None
             if not data:
-                raise WorkerLostError(self._death(None))
+                raise self._death(None)
             buffer += data
 
-    def _death(self, error: OSError | None) -> str:
+    def _death(self, error: OSError | None) -> WorkerLostError:
         self.process.kill()
         status = self.process.status
+        if self.process.out_of_memory:
+            return WorkerStarvedError("its control group had no more memory")
         if status is None:
-            return f"it is gone ({error.strerror})" if error is not None else "it is gone"
+            return WorkerLostError(f"it is gone ({error.strerror})" if error is not None else "it is gone")
         if status == _SIGSYS:
-            return "it made a system call that the jail forbids and was killed (SIGSYS)"
-        return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status}"
+            return WorkerLostError("it made a system call that the jail forbids and was killed (SIGSYS)")
+        return WorkerLostError(f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status}")
 
     def operation(self, elf: bytes) -> tuple[bytes | None, int]:
         """What to send for an operation: its ELF when the worker does not have it, and its number."""
@@ -247,7 +272,9 @@ class JailedRunner:
             outcome = self._run(worker, job, on_event)
             settled = True
         except WorkerLateError:
-            outcome = self._late(job)
+            outcome = limit_outcome("timeout", job.limits.timeout)
+        except WorkerStarvedError:
+            outcome = limit_outcome("max-host-memory", settings.memory)
         except WorkerLostError as error:
             outcome = Outcome(
                 None, Failure(FailureKind.WORKER, f"the process that runs the machine failed: {error}"), Usage()
@@ -280,14 +307,6 @@ class JailedRunner:
                     raise WorkerLostError("it broke the protocol: an item out of place")
                 meter.count(item)
                 on_event(item)
-
-    @staticmethod
-    def _late(job: Job) -> Outcome:
-        timeout = job.limits.timeout
-        failure = Failure(
-            FailureKind.LIMIT, f"the run took longer than {timeout:g} s", limit="timeout", limit_value=timeout
-        )
-        return Outcome(None, failure, Usage())
 
     def _start(self, settings: JailSettings, *, kvm: bool = True) -> Worker:
         device = open_device(self._kvm_path) if kvm else None

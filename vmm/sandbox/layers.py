@@ -48,6 +48,8 @@ class JailReport:
     """The jail as its worker found it, before it saw an image."""
 
     layers: tuple[Layer, ...] = ()
+    #: What bounds the worker's memory.
+    memory: str = ""
     #: Process id of the worker in the broker's PID namespace.
     pid: int = 0
     #: From the start of the process to the closed jail, and the part of it that closing took, in nanoseconds.
@@ -60,8 +62,9 @@ class JailReport:
         return tuple(layer for layer in self.layers if not layer.holds)
 
     def as_dict(self) -> dict[str, object]:
-        """The JSON form of the layers: true or why not."""
-        return {
+        """The JSON form."""
+        layers = {
             layer.name: {"holds": layer.holds, **({"detail": layer.detail} if layer.detail else {})}
             for layer in self.layers
         }
+        return {"complete": not self.missing, "layers": layers, "memory": self.memory}

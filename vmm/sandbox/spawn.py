@@ -14,6 +14,7 @@ import sys
 
 from vmm.errors import SandboxError
 from vmm.sandbox.binding import ffi, lib
+from vmm.sandbox.cgroup import ControlGroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,30 +50,41 @@ class Process:
     """A worker's process and the channel to it.
 
     :param layers: the layers whose namespaces are made now.
-    :param cgroup: the ``cgroup.procs`` file of a control group to join.
+    :param group: makes a control group to join, None where there is none.
     :param program: what to execute in the place of the worker, for tests; gets the paths of modules.
     :raises SandboxError: no process can be started.
     """
 
-    __slots__ = ("_waited", "channel", "pid", "problem", "status")
+    __slots__ = ("_waited", "channel", "group", "out_of_memory", "pid", "problem", "status")
 
-    def __init__(self, layers: Iterable[str], *, cgroup: str | None = None, program: str = _PROGRAM) -> None:
+    def __init__(
+        self,
+        layers: Iterable[str],
+        *,
+        group: Callable[[], ControlGroup | None] = ControlGroup.create,
+        program: str = _PROGRAM,
+    ) -> None:
         #: Why there are fewer namespaces than were asked for; empty when there are not.
         self.problem = ""
         #: How it ended, as os.waitstatus_to_exitcode() says; None while it lives, or when somebody else waited for it.
         self.status: int | None = None
+        #: The kernel ended it because its control group had no more memory.
+        self.out_of_memory = False
+        #: The control group that it has joined.
+        self.group = group()
         self._waited = False
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
-            self.pid = _on_lasting_thread(lambda: self._start(frozenset(layers), theirs.fileno(), cgroup, program))
+            self.pid = _on_lasting_thread(lambda: self._start(frozenset(layers), theirs.fileno(), program))
         except BaseException:
             ours.close()
+            self._leave_group()
             raise
         finally:
             theirs.close()
         self.channel = ours
 
-    def _start(self, layers: frozenset[str], channel: int, cgroup: str | None, program: str) -> int:
+    def _start(self, layers: frozenset[str], channel: int, program: str) -> int:
         arguments, keep = _arguments(program)
         environment, kept = _strings([f"{name}={os.environ[name]}" for name in _KEPT if name in os.environ])
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -83,21 +95,26 @@ class Process:
             request.environment = environment
             errors = 2 if os.environ.get("PYVMM_TRACEBACK") == "1" else null
             request.descriptors = [null, null, errors, channel]
-            joined = ffi.new("char[]", os.fsencode(cgroup)) if cgroup is not None else ffi.NULL
-            result = -1
-            for flags in _attempts(layers):
-                request.namespaces = flags
-                # A control group's limits are worth nothing where its namespace cannot be made.
-                request.cgroup = joined
+            members = ffi.new("char[]", os.fsencode(self.group.members)) if self.group is not None else ffi.NULL
+            request.cgroup = members
+            attempts = _attempts(layers)
+            while attempts:
+                request.namespaces = attempts[0]
                 result = lib.pyvmm_spawn(request)
                 if result >= 0:
                     return int(request.pid)
                 if request.pid:
                     _reap(request.pid)
                 what = f"{_STEPS[request.step]}: {os.strerror(-result)}"
-                self.problem = self.problem or what
                 if request.step >= lib.STEP_DESCRIPTORS:
                     break
+                if request.step == lib.STEP_CGROUP and self.group is not None:
+                    # It may be made and not be joined: the groups belong to others up to a common one.
+                    self._leave_group()
+                    request.cgroup = ffi.NULL
+                    continue
+                self.problem = self.problem or what
+                del attempts[0]
             raise SandboxError(f"the process that runs the machine cannot be started ({what})", program=_interpreter())
         finally:
             os.close(null)
@@ -114,7 +131,8 @@ class Process:
                 os.kill(self.pid, 9)
             except ProcessLookupError:
                 pass
-            if wait:
+            # A control group cannot be removed before its last process has ended.
+            if wait or self.group is not None:
                 self.wait()
 
     def forget(self) -> None:
@@ -127,6 +145,13 @@ class Process:
         if not self._waited:
             self._waited = True
             self.status = _reap(self.pid)
+            self.out_of_memory = self.group is not None and self.group.out_of_memory()
+            self._leave_group()
+
+    def _leave_group(self) -> None:
+        group, self.group = self.group, None
+        if group is not None:
+            group.remove()
 
 
 def _reap(pid: int) -> int | None:

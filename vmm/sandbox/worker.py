@@ -13,7 +13,7 @@ import sys
 from struct import Struct
 from time import monotonic_ns
 
-from vmm.boundary import Failure, FailureKind, Frame, LogEvent, Outcome, Usage
+from vmm.boundary import Frame, LogEvent, limit_outcome
 from vmm.cbor import decode
 from vmm.errors import VmmError
 from vmm.kvm.binding import lib
@@ -162,7 +162,8 @@ class Worker:
         except VmmError as error:
             channel.put(wire.problem_item(error.code, error.message, error.details))
         except MemoryError:
-            channel.put(wire.outcome_item(self._out_of_memory()))
+            assert self._settings is not None
+            channel.put(wire.outcome_item(limit_outcome("max-host-memory", self._settings.memory)))
         except (BrokenPipeError, ConnectionResetError):
             raise
         except Exception as error:
@@ -170,13 +171,6 @@ class Worker:
             channel.put(wire.problem_item("internal", text, {}))
         else:
             channel.put(wire.outcome_item(outcome))
-
-    def _out_of_memory(self) -> Outcome:
-        assert self._settings is not None
-        most = self._settings.memory
-        message = f"the run passed its limit: --max-host-memory is {most}"
-        failure = Failure(FailureKind.LIMIT, message, limit="max-host-memory", limit_value=most)
-        return Outcome(None, failure, Usage())
 
     def _on_event(self, event: Event) -> None:
         payload = event.text if isinstance(event, LogEvent) else getattr(event, "payload", b"")
