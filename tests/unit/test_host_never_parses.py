@@ -57,6 +57,7 @@ MAY_READ = {
     "host/_build.py": "when the package is built: the C source of the binding",
     "kvm/_build.py": "when the package is built: the C source of the binding",
     "sandbox/_build.py": "when the package is built: the C source of the binding",
+    "sandbox/cgroup.py": "what the kernel says of control groups, under /proc and /sys",
     "sandbox/jail.py": "what the kernel says of itself and of this process, under /proc and /sys",
 }
 NOT_FILES = {"meter", "backend", "bus", "self", "blocks", "device"}
