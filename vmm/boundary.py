@@ -32,7 +32,8 @@ class DeviceSpec:
     """One block device of the machine: an open file descriptor.
 
     The descriptor stays the caller's; it is not closed here.  ``length`` is the exact length in bytes at the time of
-    opening.  A ``resizable`` device may grow, up to ``max_length`` bytes.
+    opening, ``allocated`` the bytes that its file system had allocated then; None: to be asked of the descriptor, which
+    some file systems answer to their owner only.  A ``resizable`` device may grow, up to ``max_length`` bytes.
     """
 
     fd: int
@@ -40,6 +41,7 @@ class DeviceSpec:
     read_only: bool = True
     resizable: bool = False
     max_length: int | None = None
+    allocated: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ MAY_READ = {
     "kvm/_build.py": "when the package is built: the C source of the binding",
     "sandbox/_build.py": "when the package is built: the C source of the binding",
     "sandbox/cgroup.py": "what the kernel says of control groups, under /proc and /sys",
+    "sandbox/filesystems.py": "what the kernel says of mounts, under /proc",
     "sandbox/jail.py": "what the kernel says of itself and of this process, under /proc and /sys",
 }
 NOT_FILES = {"meter", "backend", "bus", "self", "blocks", "device"}

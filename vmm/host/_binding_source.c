@@ -16,7 +16,6 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/wait.h>
@@ -36,15 +35,6 @@ static int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length)
         result = fallocate(fd, mode, offset, length);
     while (result < 0 && errno == EINTR);
     return result < 0 ? -errno : 0;
-}
-
-/* Bytes that a file takes on its disk.  By fstat(2) itself: the C library may use newfstatat(2), which takes a name, and
- * the jail of the process that runs machines knows none. */
-static int64_t pyvmm_allocated(int fd)
-{
-    struct stat found;
-
-    return syscall(SYS_fstat, fd, &found) < 0 ? -(int64_t)errno : (int64_t)found.st_blocks * 512;
 }
 
 /* Children.

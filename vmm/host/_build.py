@@ -11,7 +11,6 @@ from cffi import FFI
 
 _DECLARATIONS = """
 int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length);
-int64_t pyvmm_allocated(int fd);
 int pyvmm_replace(int fd, int directory, const char *temporary, const char *name);
 int pyvmm_guard(int directory, const char *name, int *connection);
 int pyvmm_dismiss(int guard, int connection);

@@ -43,14 +43,6 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _check(lib.pyvmm_fallocate(fd, mode, offset, length))
 
 
-def allocated(fd: int) -> int:
-    """Bytes that a file takes on its disk.
-
-    :raises OSError: the system does not say.
-    """
-    return _check(lib.pyvmm_allocated(fd))
-
-
 def replace(fd: int, directory: int, temporary: str, name: str) -> None:
     """Put an open file without a name (``O_TMPFILE``) in the place of an existing one, in one step for everybody else.
 

@@ -112,7 +112,7 @@ class InputFile:
 
     def device(self) -> DeviceSpec:
         """The device that a machine sees; the descriptor stays this object's."""
-        return DeviceSpec(fd=self.fd, length=self.length)
+        return DeviceSpec(fd=self.fd, length=self.length, allocated=self.disk_size)
 
     def close(self) -> None:
         """Close the descriptor.  Idempotent."""

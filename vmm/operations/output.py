@@ -46,6 +46,7 @@ class OutputFile:
     def __init__(self, path: str, *, follow_symlinks: bool = False) -> None:
         self.path = path
         self.fd = -1
+        self._directory = ""
         self._directory_fd = -1
         #: The name of a file that has to have one before it is in place, and who removes it when this process cannot.
         self._temporary: str | None = None
@@ -67,8 +68,7 @@ class OutputFile:
         self._directory, self._name = os.path.split(target)
         if self._name in ("", ".", ".."):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        self._directory = self._directory or "."
-        self._directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory_fd = os.open(self._directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._replaced = os.stat(self._name, dir_fd=self._directory_fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -118,7 +118,7 @@ class OutputFile:
 
     def device(self) -> DeviceSpec:
         """The device that a machine sees: empty, and it may grow."""
-        return DeviceSpec(fd=self.fd, length=0, read_only=False, resizable=True, max_length=MAX_SIZE)
+        return DeviceSpec(fd=self.fd, length=0, allocated=0, read_only=False, resizable=True, max_length=MAX_SIZE)
 
     def allocate(self) -> None:
         """Reserve disk space for every byte of the file as long as it is now, holes included; what was written stays.
@@ -134,14 +134,20 @@ class OutputFile:
     def commit(self) -> None:
         """Make the content durable and put the file in place.
 
-        :raises FileError: the file system refused; nothing is left behind.
+        :raises FileError: the file system refused: nothing is left behind, or, when the error is about the directory,
+            the file is in place but may not be after a crash of the host.
         """
         try:
             os.fsync(self.fd)
             self._place()
-            os.fsync(self._directory_fd)
         except OSError as error:
             raise file_error(self.path, "create", error) from None
+        try:
+            os.fsync(self._directory_fd)
+        except OSError as error:
+            # EINVAL: a file system whose directories cannot be synchronised.
+            if error.errno != errno.EINVAL:
+                raise file_error(self.path, "make durable the directory of", error) from None
 
     def _place(self) -> None:
         if self._temporary is not None:
@@ -167,19 +173,21 @@ class OutputFile:
         """
         temporary, self._temporary = self._temporary, None
         guard, self._guard = self._guard, None
+        fd, self.fd = self.fd, -1
+        directory_fd, self._directory_fd = self._directory_fd, -1
+        # In this order: network file systems keep a removed file that is open under yet another name.
+        if fd >= 0:
+            close(fd)
         try:
             if temporary is not None:
-                os.unlink(temporary, dir_fd=self._directory_fd)
+                os.unlink(temporary, dir_fd=directory_fd)
         except FileNotFoundError:
             pass
         except OSError as error:
             raise file_error(os.path.join(self._directory, temporary or ""), "remove", error) from None
         finally:
-            descriptors = (self.fd, self._directory_fd)
-            self.fd = self._directory_fd = -1
-            for fd in descriptors:
-                if fd >= 0:
-                    close(fd)
+            if directory_fd >= 0:
+                close(directory_fd)
             if guard is not None:
                 guard.dismiss()
 

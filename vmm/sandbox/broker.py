@@ -27,6 +27,7 @@ from vmm.errors import KvmError, KvmUnavailableError, OperationLoadError, Sandbo
 from vmm.kvm_device import open_device
 from vmm.record import replace
 from vmm.sandbox import wire
+from vmm.sandbox.filesystems import is_fuse
 from vmm.sandbox.layers import LAYERS, JailReport
 from vmm.sandbox.namespaces import namespaces
 from vmm.sandbox.settings import JailSettings, settings_for
@@ -265,7 +266,8 @@ class JailedRunner:
         :raises SandboxError: no worker can be started, or ``require`` and a layer is missing.
         """
         self._forget_the_parents()
-        settings = settings_for(job, self._layers, machines=self._machines, verify_network=self._verify_network)
+        layers = self._layers_for(job)
+        settings = settings_for(job, layers, machines=self._machines, verify_network=self._verify_network)
         worker = self._workers.get(settings) or self._start(settings)
         settled = False
         try:
@@ -285,6 +287,12 @@ class JailedRunner:
                 self._workers.pop(settings, None)
                 worker.process.kill()
         return self._with_symbols(outcome, job)
+
+    def _layers_for(self, job: Job) -> tuple[str, ...]:
+        """The layers of a job: root stays root's user where a file that is written would not obey another one."""
+        if os.geteuid() == 0 and any(not device.read_only and is_fuse(device.fd) for device in job.devices):
+            return tuple(name for name in self._layers if name != "identity")
+        return self._layers
 
     def _run(self, worker: Worker, job: Job, on_event: Callable[[Event], None]) -> Outcome:
         elf, number = worker.operation(job.elf)
@@ -338,8 +346,11 @@ class JailedRunner:
         return worker.report
 
     def _refuse(self, report: JailReport) -> None:
-        if self._require and report.missing:
-            names = ", ".join(f"{layer.name} ({layer.detail})" for layer in report.missing)
+        held = {layer.name for layer in report.layers if layer.holds}
+        missing = [name for name in self._layers if name not in held]
+        if self._require and missing:
+            details = {layer.name: layer.detail for layer in report.layers}
+            names = ", ".join(f"{name} ({details.get(name) or 'not with this file system'})" for name in missing)
             raise SandboxError(f"layers of the sandbox are missing, and --require-sandbox does not allow that: {names}")
 
     def _with_symbols(self, outcome: Outcome, job: Job) -> Outcome:
@@ -416,7 +427,7 @@ def _checked(outcome: Outcome, job: Job) -> Outcome:
     if (outcome.status is None) == (outcome.failure is None):
         raise WorkerLostError("it broke the protocol: a run that both ended and failed, or neither")
     count = len(job.devices)
-    if len(outcome.device_lengths) != count or len(outcome.device_errors) != count:
+    if {len(outcome.device_lengths), len(outcome.device_errors), len(outcome.device_errnos)} != {count}:
         raise WorkerLostError("it broke the protocol: an outcome for other devices")
     return outcome
 

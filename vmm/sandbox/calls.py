@@ -21,8 +21,8 @@ _REQUEST_MASK = 0xFFFF_FFFF
 _ALWAYS = (
     # The channel to the broker, and descriptors that come with a job.
     *("recvmsg", "recvfrom", "sendmsg", "sendto"),
-    # Files: bytes, holes, lengths, durability.  (fstat takes a descriptor; newfstatat would take a name.)
-    *("preadv", "preadv2", "pwritev", "pwritev2", "lseek", "fallocate", "ftruncate", "fdatasync", "fstat", "close"),
+    # Files: bytes, holes, lengths, durability.
+    *("preadv", "preadv2", "pwritev", "pwritev2", "lseek", "fallocate", "ftruncate", "fdatasync", "close"),
     # Memory of the interpreter and of the guest.
     *("brk", "munmap", "mremap", "madvise"),
     # The deadline: a timer, its signal and its handler; the clock where the vDSO has none.

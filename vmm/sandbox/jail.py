@@ -63,9 +63,13 @@ class Jail:
         self._own_user = namespace("user-namespace") != self._outside["user-namespace"]
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         for name in NAMESPACES:
+            if name == "user-namespace" and self._user == 0 and not self._own_user:
+                continue
             self._layer(name, lambda name=name: self._namespace(name))  # type: ignore[misc]
         self._layer("empty-root", self._empty_root)
         self._layer("identity", self._identity)
+        if self._user == 0 and not self._own_user:
+            self._layer("user-namespace", self._late_user_namespace)
         os.close(self._proc)
         self._layer("no-capabilities", self._capabilities)
         self._layer("no-new-privs", self._no_new_privs)
@@ -93,8 +97,6 @@ class Jail:
 
     def _namespace(self, name: str) -> str:
         if namespace(name) == self._outside[name]:
-            if name == "user-namespace" and self._user == 0 and "identity" in self.settings.layers:
-                return "made when the identity changes"
             raise LayerError(self._outside.get("", "it is the broker's"))
         if name != "network-namespace":
             return ""
@@ -114,15 +116,16 @@ class Jail:
     def _identity(self) -> str:
         if self._user == 0 and not self._own_user:
             _check(lib.pyvmm_change_identity(NOBODY, NOBODY), f"becoming user {NOBODY}")
-            if "user-namespace" in self.settings.layers:
-                made = lib.pyvmm_user_namespace(self._proc)
-                self._own_user = made >= 0
-                reason = os.strerror(-made) if made < 0 else ""
-                self._layers["user-namespace"] = Layer("user-namespace", made >= 0, reason)
             return f"user {NOBODY} of the host"
         if self._user == 0:
             raise LayerError("it is root's user, in a user namespace")
         return f"the broker's user {self._user}"
+
+    def _late_user_namespace(self) -> str:
+        """Root's: made after the change of identity, and owning none of the other namespaces."""
+        _check(lib.pyvmm_user_namespace(self._proc), "making it")
+        self._own_user = True
+        return ""
 
     def _capabilities(self) -> str:
         _check(lib.pyvmm_drop_capabilities(), "emptying the sets")

@@ -98,7 +98,7 @@ class Process:
             members = ffi.new("char[]", os.fsencode(self.group.members)) if self.group is not None else ffi.NULL
             request.cgroup = members
             attempts = _attempts(layers)
-            while attempts:
+            while True:
                 request.namespaces = attempts[0]
                 result = lib.pyvmm_spawn(request)
                 if result >= 0:
@@ -106,13 +106,13 @@ class Process:
                 if request.pid:
                     _reap(request.pid)
                 what = f"{_STEPS[request.step]}: {os.strerror(-result)}"
-                if request.step >= lib.STEP_DESCRIPTORS:
-                    break
                 if request.step == lib.STEP_CGROUP and self.group is not None:
                     # It may be made and not be joined: the groups belong to others up to a common one.
                     self._leave_group()
                     request.cgroup = ffi.NULL
                     continue
+                if request.step == lib.STEP_DESCRIPTORS or not attempts[0]:
+                    break
                 self.problem = self.problem or what
                 del attempts[0]
             raise SandboxError(f"the process that runs the machine cannot be started ({what})", program=_interpreter())

@@ -6,6 +6,7 @@ memory, and everything else is a :class:`WireError`.  The worker reads from the 
 
 from __future__ import annotations
 
+import os
 from struct import Struct
 
 from calltable import MAX_DEVICES, MESSAGE_MAX
@@ -126,7 +127,7 @@ def job_message(job: Job, elf: bytes | None, number: int) -> object:
         "elf": elf,
         "number": number,
         "request": job.request,
-        "devices": [[d.length, d.read_only, d.resizable, d.max_length] for d in job.devices],
+        "devices": [[d.length, d.read_only, d.resizable, d.max_length, _allocated(d)] for d in job.devices],
         # In nanoseconds: the subset of CBOR has no fractions.
         "timeout": min(_U64, int(limits.timeout * 1e9)),
         "limits": [getattr(limits, name) for name in _LIMITS],
@@ -138,6 +139,11 @@ def job_message(job: Job, elf: bytes | None, number: int) -> object:
     }
 
 
+def _allocated(device: DeviceSpec) -> int:
+    """What the worker cannot ask: it has another user, and no fstat(2)."""
+    return os.fstat(device.fd).st_blocks * 512 if device.allocated is None else device.allocated
+
+
 def job_of(message: Mapping[str, object], elf: bytes, descriptors: list[int]) -> Job:
     """The job of a :func:`job_message`, with the descriptors that came with it."""
     devices = message["devices"]
@@ -147,8 +153,8 @@ def job_of(message: Mapping[str, object], elf: bytes, descriptors: list[int]) ->
         elf=elf,
         request=message["request"],  # type: ignore[arg-type]
         devices=tuple(
-            DeviceSpec(fd, length, read_only, resizable, most)
-            for fd, (length, read_only, resizable, most) in zip(descriptors, devices, strict=False)  # type: ignore[call-overload]
+            DeviceSpec(fd, *facts)
+            for fd, facts in zip(descriptors, devices, strict=False)  # type: ignore[call-overload]
         ),
         limits=Limits(
             timeout=message["timeout"] / 1e9,  # type: ignore[operator]
@@ -186,6 +192,7 @@ def outcome_item(outcome: Outcome) -> list[object]:
         [getattr(usage, name) for name in Usage.__match_args__],
         list(outcome.device_lengths),
         list(outcome.device_errors),
+        list(outcome.device_errnos),
     ]
 
 
@@ -249,7 +256,7 @@ def _item(value: Value) -> Item:
         return ProgressEvent(_number(value[1]), _number(value[2]))
     if kind == "t" and len(value) == 2:
         return TraceEvent(_bytes(value[1], MAX_TRACE))
-    if kind == "o" and len(value) == 6:
+    if kind == "o" and len(value) == 7:
         return _outcome(value)
     if kind == "e" and len(value) == 4:
         return Problem(_text(value[1]), _text(value[2]), _details(value[3]))
@@ -330,14 +337,15 @@ def _frame(value: object) -> Frame:
 
 
 def _outcome(value: list[Value]) -> Outcome:
-    _, status, failure, usage, lengths, errors = value
-    numbers = [_number(one) for one in _fields(usage, len(Usage.__match_args__))]
+    _, status, failure, usage, lengths, errors, numbers = value
+    counts = [_number(one) for one in _fields(usage, len(Usage.__match_args__))]
     return Outcome(
         status=None if status is None else _number(status, 0xFFFF_FFFF),
         failure=None if failure is None else _failure(failure),
-        usage=Usage(*numbers),
+        usage=Usage(*counts),
         device_lengths=tuple(_number(one) for one in _list(lengths, MAX_DEVICES)),
         device_errors=tuple(_optional_text(one) for one in _list(errors, MAX_DEVICES)),
+        device_errnos=tuple(_optional_number(one) for one in _list(numbers, MAX_DEVICES)),
     )
 
 

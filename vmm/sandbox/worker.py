@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Where the channel is (``_binding_source.c``).
 CHANNEL = 3
+#: Status of a worker that met an error of its own.
+FAILED = 1
 _DESCRIPTOR = Struct("i")
 _READ = 256 << 10
 #: Descriptors that can come with one frame: the devices and a debugger.
@@ -96,6 +98,9 @@ def main() -> None:
             pass
     except (BrokenPipeError, ConnectionResetError):
         pass
+    except BaseException:
+        # Without a traceback: showing one opens the source, which the jail answers with SIGSYS.
+        os._exit(FAILED)
     os._exit(0)
 
 
@@ -121,7 +126,7 @@ class Worker:
                 self._answer(message, descriptors)
             finally:
                 for fd in descriptors:
-                    os.close(fd)
+                    _close(fd)
         self._channel.flush()
         return True
 
@@ -178,6 +183,14 @@ class Worker:
         if not payload or isinstance(event, LogEvent):
             # Somebody may be watching.
             self._channel.flush()
+
+
+def _close(descriptor: int) -> None:
+    """Close a descriptor of a job.  What a file system says only then, it says too late for the run: see fsync(2)."""
+    try:
+        os.close(descriptor)
+    except OSError:
+        pass
 
 
 def _leave_frames(frames: tuple[Frame, ...], _: bytes) -> tuple[Frame, ...]:

@@ -66,7 +66,8 @@ def test_create(target: str, options: str, ours: Ours, tmp_path: Path) -> None:
             continue
         path = tmp_path / "image"
         answer = ours.run("create", "--output=json", "-f", target, *chosen, str(path), str(size))
-        assert answer.rc in (0, 1, 64), f"{size}: {explain(answer)}"
+        # 75: a raw file of that length is beyond what an output may reach unless somebody says so.
+        assert answer.rc in (0, 1, 64, 75), f"{size}: {explain(answer)}"
         assert path.exists() == (answer.rc == 0), size
         path.unlink(missing_ok=True)
         assert list(tmp_path.iterdir()) == []
