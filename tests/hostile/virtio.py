@@ -6,6 +6,7 @@ Layout of the queue's memory: in the hot arena, which nobody else uses where the
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import calltable as ct
@@ -27,10 +28,16 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 
 
 class MachineMemory(Memory):
-    """A copy of a machine's memory, with the rights that its page tables give ring 3."""
+    """A copy of a part of a machine's memory, with the rights that its page tables give ring 3.
 
-    def __init__(self, regions: list[Region], base: int, data: bytes) -> None:
+    :param get: reads the rest of it, where that is wanted.
+    """
+
+    def __init__(
+        self, regions: list[Region], base: int, data: bytes, get: Callable[[int, int], bytes] | None = None
+    ) -> None:
         super().__init__(base, bytearray(data), 0)
+        self._get = get
         self._rights = {}
         for region in regions:
             if region.user and not region.device:
@@ -45,6 +52,12 @@ class MachineMemory(Memory):
         first = address & -ct.PAGE_SIZE
         pages = [self._rights.get(page) for page in range(first, address + length, ct.PAGE_SIZE)]
         return all(page is not None and (page or not write) for page in pages)
+
+    def bytes_at(self, address: int, length: int) -> bytes:
+        inside = self.base <= address and address + length <= self.base + len(self.data)
+        if self._get is None or inside or not self.holds(address, length, False):
+            return super().bytes_at(address, length)
+        return self._get(address, length)
 
 
 @dataclass(frozen=True)
