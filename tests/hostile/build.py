@@ -31,7 +31,8 @@ def compile_c(
     :raises AssertionError: the compiler refused; the text is its output.
     """
     digest = hashlib.sha256()
-    for part in (source.read_bytes(), (include / "pyvmm.h").read_bytes(), Path(__file__).read_bytes()):
+    headers = [path.read_bytes() for path in sorted(source.parent.glob("*.h"))]
+    for part in (source.read_bytes(), (include / "pyvmm.h").read_bytes(), Path(__file__).read_bytes(), *headers):
         digest.update(hashlib.sha256(part).digest())
     digest.update(repr((base, defines)).encode())
     output = CACHE / f"{source.stem}-{digest.hexdigest()[:20]}.elf"

@@ -33,6 +33,8 @@ static int64_t spin_on_exits(table_t *table)
 
 #include "devices.h"
 
+#include "windows.h"
+
 /* --- state that must not reach the next run -------------------------------------------------------------------- */
 
 static int64_t soil(table_t *table)
@@ -100,6 +102,13 @@ static const struct {
     CASE(nonsense_ring), CASE(looped_ring), CASE(dma_text), CASE(dma_constants),
     CASE(dma_call_table), CASE(dma_boot_page), CASE(dma_request), CASE(dma_stubs), CASE(dma_page_tables),
     CASE(dma_ring0_stack), CASE(dma_page_zero), CASE(dma_doorbell), CASE(dma_wrap), CASE(dma_across_guard), CASE(soil), CASE(soil_segments),
+    CASE(window_exchange), CASE(window_add), CASE(window_compare), CASE(window_compare_16), CASE(window_bits),
+    CASE(window_negate), CASE(window_store_string), CASE(window_store_words), CASE(window_load_string),
+    CASE(window_move_string), CASE(window_compare_string), CASE(window_past_its_end), CASE(window_push),
+    CASE(window_pop), CASE(window_call), CASE(window_return), CASE(window_interrupt_return), CASE(window_trap),
+    CASE(window_vector_store), CASE(window_vector_load), CASE(window_stream), CASE(window_save_state),
+    CASE(window_load_state), CASE(window_float), CASE(window_flush), CASE(window_descriptor_table),
+    CASE(window_as_buffer),
     CASE(soil_avx), CASE(soil_fs_base), CASE(soil_keys), CASE(innocent),
 };
 
