@@ -177,7 +177,8 @@ class Player:
     def request(self) -> None:
         """Device, style, type, sector, pieces of data: a chain in order, made available; notified unless asked not to.
 
-        The style says whether the chain is indirect, whether the header is cut, and whether data go the wrong way.
+        The style says whether the chain is indirect, whether the header is cut, whether data go the wrong way, and whether
+        the status has a descriptor of its own.
         """
         device, style = self.device(), self.source.byte()
         kind = KINDS[self.source.byte() % len(KINDS)]
@@ -197,7 +198,8 @@ class Player:
             ranges = self._ranges(self.source.byte())
             self.guest.memory.poke(_RANGES, ranges)
             parts.append((_RANGES, len(ranges), 0))
-        parts.append((_STATUS, 1, WRITE))
+        if not style & 32:
+            parts.append((_STATUS, 1, WRITE))
         driver = self.drivers[device]
         head = (driver.available * 8) % driver.size
         table = rings(device, driver.size)[0]

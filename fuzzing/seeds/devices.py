@@ -151,6 +151,23 @@ def _programs(steps: tuple[Step, ...]) -> Iterator[bytes]:
             if kind == virtio_blk.T_OUT:
                 sink.byte(request, 0, 16, 0).number(1).byte(1).number(512).byte(request, 0, 0, 0).number(1).byte(0)
             yield bytes(sink.data)
+    # The end of a file whose length is no whole number of sectors, and of one that is shorter than it was.
+    for device in range(8):
+        sink = _head(device, 5000).raw(start)
+        for place in range(2):
+            sink.byte(request, 0, 0, place).number(9).byte(2).number(100, 412)
+            sink.byte(request, 0, 32, place).number(8).byte(2).number(512, 1)
+        sink.byte(steps.index(Player.control)).number(ct.COMMAND_SET_LENGTH, 0, 9000, 0, 0, 0)
+        sink.byte(request, 0, 0, 1).number(16).byte(1).number(512)
+        yield bytes(sink.data)
+    # The system moves nothing, or changes its mind about holes.
+    for call, place in ((0, 0), (1, 1), (2, 2), (3, 3)):
+        sink = _head().raw(start).byte(steps.index(Player.fault), call, 0, 0).u16(0)
+        sink.byte(request, 0, 0, place).number(1).byte(1).number(1024)
+        sink.byte(steps.index(Player.fault), call, 0, 1).u16(0)
+        sink.byte(steps.index(Player.control)).number(ct.COMMAND_SET_LENGTH, 0, 9000, 0, 0, 0)
+        sink.byte(steps.index(Player.control)).number(ct.COMMAND_BLOCK_STATUS, 0, 0, 9000, ct.ARENA_BASE, 10)
+        yield bytes(sink.data)
     for call in range(7):
         sink = _head().raw(start)
         for place in range(len(KINDS)):

@@ -26,6 +26,7 @@ def perform(data: bytes, steps: tuple[Step, ...]) -> None:
             return
         try:
             play(guest, steps)
+            guest.check()
         finally:
             guest.close()
 

@@ -12,6 +12,7 @@ from calltable.messages import MESSAGES
 from fuzzing import messages
 from fuzzing.codec import Source
 from fuzzing.console import Runner, Said, command
+from fuzzing.oracle import check_text
 from fuzzing.targets import Target
 from vmm.boundary import Event, Failure, FailureKind, Frame, Job, LogEvent, MessageEvent, Outcome, ProgressEvent, Usage
 from vmm.cbor import encode
@@ -117,6 +118,7 @@ def _decode(payload: bytes) -> None:
         message = decode_message(payload, _ALL)
     except GuestFailedError as error:
         assert len(error.message) <= 1000 + len(payload)
+        check_text(error.message, also="")
         return
     assert isinstance(message, Message)
     again = decode_message(encode([message.NAME, message.as_fields()]), _ALL)
