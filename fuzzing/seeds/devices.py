@@ -161,10 +161,10 @@ def _programs(steps: tuple[Step, ...]) -> Iterator[bytes]:
         sink.byte(request, 0, 0, 1).number(16).byte(1).number(512)
         yield bytes(sink.data)
     # The system moves nothing, or changes its mind about holes.
-    for call, place in ((0, 0), (1, 1), (2, 2), (3, 3)):
+    for call, place, after in ((0, 0, 0), (1, 1, 0), (2, 2, 0), (2, 2, 2), (3, 3, 0)):
         sink = _head().raw(start).byte(steps.index(Player.fault), call, 0, 0).u16(0)
         sink.byte(request, 0, 0, place).number(1).byte(1).number(1024)
-        sink.byte(steps.index(Player.fault), call, 0, 1).u16(0)
+        sink.byte(steps.index(Player.fault), call, after, 1).u16(0)
         sink.byte(steps.index(Player.control)).number(ct.COMMAND_SET_LENGTH, 0, 9000, 0, 0, 0)
         sink.byte(steps.index(Player.control)).number(ct.COMMAND_BLOCK_STATUS, 0, 0, 9000, ct.ARENA_BASE, 10)
         yield bytes(sink.data)
