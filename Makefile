@@ -8,8 +8,11 @@ IMAGE ?= build/sample.vhd
 ARGS ?=
 # What the cffi bindings are made of.
 BINDINGS := $(wildcard vmm/*/_build.py vmm/*/_binding_source.c)
+TARGET ?= all
+SECONDS ?= 60
+JOBS ?= 1
 
-.PHONY: run test lint format guest generate zig-test check-binary-sizes bench clean
+.PHONY: run test lint format guest generate zig-test check-binary-sizes bench fuzz-host clean
 
 # The environment: the package in editable mode with what development needs.  Made again when its list changes.
 $(VENV)/.ready: pyproject.toml setup.py $(BINDINGS)
@@ -61,6 +64,15 @@ check-binary-sizes: guest
 
 bench: guest
 	$(BIN)/python -m bench
+
+# What only fuzzing needs, into the same environment.
+$(VENV)/.fuzz-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --group fuzz
+	touch $@
+
+# `make fuzz-host TARGET=device SECONDS=600 JOBS=2`; every target without TARGET.
+fuzz-host: guest $(VENV)/.fuzz-ready
+	$(BIN)/python -m fuzzing $(TARGET) --seconds $(SECONDS) --jobs $(JOBS)
 
 clean:
 	rm -rf build dist vmm/_guest vmm/*/*.so vmm/*/_binding.c .zig-cache .mypy_cache .ruff_cache .pytest_cache

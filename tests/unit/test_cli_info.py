@@ -13,6 +13,8 @@ from calltable.messages import (
     InfoLuks,
     InfoLuksSlot,
     InfoNote,
+    InfoPartition,
+    InfoPartitionTable,
     InfoQcow2,
     InfoReference,
     InfoSnapshot,
@@ -213,3 +215,24 @@ class TestInfo:
         main(["run", "info", "image"], runner)
         main(["run", "info", "--qemu-version", "10.0.13", "image"], runner)
         assert [decode(job.request) for job in runner.jobs] == [{}, {"qemu-version": "10.0"}]
+
+
+def _partition(scheme: str, index: int) -> InfoPartition:
+    return InfoPartition(
+        scheme=scheme, index=index, kind="primary", type="83", start=0, length=1, active=False, outside=False
+    )
+
+
+def test_partitions_are_grouped_by_table(capsys: Capture) -> None:
+    tables = [InfoPartitionTable(scheme=scheme, sector_size=512) for scheme in ("mbr", "gpt")]
+    partitions = [_partition(*of) for of in (("gpt", 1), ("mbr", 1), ("none", 1), ("gpt", 2))]
+    assert main(["run", "info", "--output=json", "image"], FakeRunner(*tables, *partitions, RAW)) == 0
+    found = json.loads(capsys.readouterr().out)["pyvmm"]["partition-tables"]
+    shown = [(table["scheme"], [p["index"] for p in table["partitions"]]) for table in found]
+    assert shown == [("mbr", [1]), ("gpt", [1, 2])]
+
+
+def test_two_tables_of_one_scheme_are_refused(capsys: Capture) -> None:
+    tables = [InfoPartitionTable(scheme="gpt\x1b", sector_size=512)] * 2
+    assert main(["run", "info", "--output=json", "image"], FakeRunner(*tables, _partition("gpt\x1b", 1), RAW)) == 70
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "guest-failed"

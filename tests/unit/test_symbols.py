@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import tracemalloc
 import zlib
 
 import pytest
@@ -41,27 +42,53 @@ def test_the_search_ends_by_the_clock(debug: bytes, monkeypatch: pytest.MonkeyPa
     assert symbols._Symbols(debug, shipped=True).lines
 
 
-def compressed(elf: bytes, name: bytes) -> bytes:
-    """The ELF with one section compressed (SHF_COMPRESSED, generic ABI, "Section Compression")."""
-    out = bytearray(elf)
+def header_of(elf: bytes, name: bytes) -> int:
+    """Where the header of a section lies (generic ABI, "Section Header")."""
     table = struct.unpack_from("<Q", elf, 40)[0]
     count, strings = struct.unpack_from("<HH", elf, 60)
     names = struct.unpack_from("<Q", elf, table + strings * 64 + 24)[0]
     for header in range(table, table + count * 64, 64):
         start = names + struct.unpack_from("<I", elf, header)[0]
         if elf[start : elf.index(b"\0", start)] == name:
-            offset, size = struct.unpack_from("<QQ", elf, header + 24)
-            data = struct.pack("<IIQQ", 1, 0, size, 1) + zlib.compress(elf[offset : offset + size])
-            struct.pack_into("<Q", out, header + 8, 1 << 11)
-            struct.pack_into("<QQ", out, header + 24, len(out), len(data))
-            out += data
-    assert len(out) > len(elf)
+            return header
+    raise AssertionError(f"there is no section {name!r}")
+
+
+def compressed(elf: bytes, name: bytes) -> bytes:
+    """The ELF with one section compressed (SHF_COMPRESSED, generic ABI, "Section Compression")."""
+    out = bytearray(elf)
+    header = header_of(elf, name)
+    offset, size = struct.unpack_from("<QQ", elf, header + 24)
+    data = struct.pack("<IIQQ", 1, 0, size, 1) + zlib.compress(elf[offset : offset + size])
+    struct.pack_into("<Q", out, header + 8, 1 << 11)
+    struct.pack_into("<QQ", out, header + 24, len(out), len(data))
+    return bytes(out + data)
+
+
+def not_in_the_file(elf: bytes, name: bytes, size: int) -> bytes:
+    """The ELF with one section of which the file holds nothing (SHT_NOBITS)."""
+    out = bytearray(elf)
+    header = header_of(elf, name)
+    struct.pack_into("<I", out, header + 4, 8)
+    struct.pack_into("<Q", out, header + 32, size)
     return bytes(out)
 
 
 def test_nothing_is_decompressed(debug: bytes) -> None:
     found = symbols._Symbols(compressed(debug, b".debug_str"), shipped=True)
     assert found.functions
+    assert found.lines == []
+
+
+@pytest.mark.parametrize("size", [1 << 27, 1 << 40])
+def test_memory_is_not_what_a_header_says(debug: bytes, size: int) -> None:
+    bomb = not_in_the_file(debug, b".debug_str", size)
+    tracemalloc.start()
+    try:
+        found = symbols._Symbols(bomb, shipped=False)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    finally:
+        tracemalloc.stop()
     assert found.lines == []
 
 

@@ -129,9 +129,11 @@ def _info_own(report: InfoReport) -> Json:
         own["qcow2"] = {key: value for key, value in report.image.qcow2.as_fields().items() if key not in shown}
     own["references"] = [reference.as_fields() for reference in report.references]
     if report.partition_tables:
+        partitions: dict[str, list[Json]] = {table.scheme: [] for table in report.partition_tables}
+        for partition in report.partitions:
+            partitions.get(partition.scheme, []).append(partition.as_fields())
         own["partition-tables"] = [
-            table.as_fields() | {"partitions": [p.as_fields() for p in report.partitions if p.scheme == table.scheme]}
-            for table in report.partition_tables
+            table.as_fields() | {"partitions": partitions[table.scheme]} for table in report.partition_tables
         ]
     for key, messages in (("filesystems", report.filesystems), ("notes", report.notes)):
         if messages:

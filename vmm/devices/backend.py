@@ -276,7 +276,7 @@ class FileBackend:
 
     def _walk(self, offset: int, length: int) -> list[tuple[int, int, int]] | Extents:
         if not self._has_status():
-            return [(offset, length, EXTENT_DATA)]
+            return [(offset, length, EXTENT_DATA)] if length else []
         return Extents(self.fd, offset, offset + length)
 
 

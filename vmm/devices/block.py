@@ -130,6 +130,9 @@ class BlockDevice(MmioDevice):
         table = queue.table(memory)
         try:
             for head in heads:
+                if used and self.backend is not None:
+                    # One request moves a chunk, or waits for the disk, unwatched: a full queue of them would be long.
+                    self.backend.check()
                 readable, writable = queue.chain(memory, table, head, indirect)
                 used.append((head, self._request(readable, writable)))
         finally:

@@ -27,6 +27,8 @@ MAX_LINES = 512 << 10
 MAX_SYMBOLS = 512 << 10
 #: Characters of a name that are kept: thousands of lines may share a file whose name has half a megabyte.
 MAX_NAME = 1024
+#: Bytes of all debugging information: each section is copied whole, whatever the file holds of it.
+MAX_DEBUG = 64 << 20
 #: Nanoseconds for an ELF that did not come with the package; a shipped one takes about a second.
 PATIENCE_NS = 5_000_000_000
 #: Decoded ELFs kept, for campaigns in which guests fail often.
@@ -142,8 +144,13 @@ def _lines(file: Any) -> list[tuple[int, int, str, int]]:
     section = file.get_section_by_name(".debug_line")
     if section is None or section.data_size > MAX_LINES or not file.has_dwarf_info():
         return []
-    if any(part.compressed for part in file.iter_sections()) or file.has_section(".zdebug_info"):
+    parts = list(file.iter_sections())
+    if any(part.compressed for part in parts) or file.has_section(".zdebug_info"):
         # A few bytes that unfold to more memory than there is; nobody compresses a guest.
+        return []
+    if sum(part.data_size for part in parts if part.name.startswith((".debug", ".eh_frame"))) > MAX_DEBUG:
+        # The same without compression: sections that lie over one another, or that the file does not hold (SHT_NOBITS),
+        # which a reader makes up from zeroes.
         return []
     dwarf = file.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
     found = []

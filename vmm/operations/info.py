@@ -13,7 +13,9 @@ from calltable.messages import (
     InfoRequest,
     InfoSnapshot,
 )
+from vmm.errors import GuestFailedError
 from vmm.operations.files import InputFile
+from vmm.operations.text import printable
 from vmm.record import dataclass
 
 TYPE_CHECKING = False
@@ -121,4 +123,18 @@ def info(
         )
         disk_size = file.disk_size
     assert isinstance(main, Info)
-    return InfoReport(path, disk_size, main, *(tuple(found[name]) for name in _LISTS))  # type: ignore[arg-type]
+    report = InfoReport(path, disk_size, main, *(tuple(found[name]) for name in _LISTS))  # type: ignore[arg-type]
+    _validate(report)
+    return report
+
+
+def _validate(report: InfoReport) -> None:
+    """Each partition belongs to one table, or a short report could become a long answer: tables times partitions.
+
+    :raises GuestFailedError: two tables of one scheme.
+    """
+    seen: set[str] = set()
+    for table in report.partition_tables:
+        if table.scheme in seen:
+            raise GuestFailedError(f"the guest reported two partition tables of scheme {printable(table.scheme)}")
+        seen.add(table.scheme)

@@ -211,6 +211,7 @@ def test_block_status_where_the_system_has_none(open_file: Open, monkeypatch: py
     monkeypatch.setattr(os, "lseek", fail)
     assert not file.flags() & ct.DEVICE_HAS_BLOCK_STATUS
     assert file.block_status(5, 1000, 9) == [(5, 1000, DATA)]
+    assert file.block_status(5, 0, 9) == []
 
 
 def test_zeroes_without_fallocate_leave_holes_alone_and_are_charged(

@@ -260,6 +260,25 @@ def test_answered_requests_of_a_batch_are_used_when_a_budget_ends_it(make: Make)
     assert len(driver.used()) == 1
 
 
+def test_the_deadline_is_looked_at_between_the_requests_of_a_batch(make: Make) -> None:
+    driver = make(b"x" * 4096)
+    driver.start()
+    device = driver.device
+    assert isinstance(device, BlockDevice)
+    assert device.backend is not None
+
+    def late() -> None:
+        raise TimeoutError
+
+    device.backend.check = late
+    for sector in range(3):
+        header, status = driver.buffer(16, struct.pack("<IIQ", IN, 0, sector)), driver.buffer(1)
+        driver.add([(header, 16, False), (driver.buffer(512), 512, True), (status, 1, True)])
+    with pytest.raises(TimeoutError):
+        driver.notify()
+    assert len(driver.used()) == 1
+
+
 def test_the_last_requests_are_remembered(make: Make) -> None:
     driver = make(PATTERN)
     driver.start()
