@@ -28,6 +28,7 @@ _COMMON = (
     Option("max-messages", ("--max-messages",), "N", "messages of the report"),
     Option("max-report", ("--max-report",), "SIZE", "bytes of the report"),
     Option("op-elf", ("--op-elf",), "PATH", "run this ELF as the operation"),
+    Option("gdb", ("--gdb",), "PORT", "wait for gdb on this port of localhost (0: any free one)"),
     Option("kvm", ("--kvm",), "PATH", f"the KVM device (default: {KVM_DEVICE})"),
 )
 _FORMAT = Option("format", ("-f", "--format"), "FMT", "format of FILE (default: detected in the guest)")

@@ -54,9 +54,9 @@ _INT3 = 0xCC
 _FRAME = Struct("<5Q")
 _FRAME_OFFSET = 8
 
-#: Instructions for which TF is not only the debugger's: PUSHF, POPF, INT1, IRET (Intel SDM volume 2).
-_PUSHF, _POPF, _INT1, _IRET = 0x9C, 0x9D, 0xF1, 0xCF
-_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3, *range(0x40, 0x50)))
+#: Instructions for which TF is not only the debugger's: PUSHF, POPF, INT1, IRET, SYSCALL (Intel SDM volume 2).
+_PUSHF, _POPF, _INT1, _IRET, _SYSCALL = 0x9C, 0x9D, 0xF1, 0xCF, 0x0F05
+_PREFIXES = bytes((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3, *range(0x40, 0x50)))
 _LONGEST_INSTRUCTION = 15
 
 _SIGNALS = {0: SIGFPE, 1: SIGTRAP, 3: SIGTRAP, 6: SIGILL, 7: SIGFPE, 8: SIGBUS, 16: SIGFPE, 17: SIGBUS, 19: SIGFPE}
@@ -146,6 +146,9 @@ class Debugger:
             running = self._go(step=False)
             self.remove_breakpoint(entry)
             self._link.interrupted = False
+            if self._event is None:
+                # Nobody has asked for the breakpoint.
+                self.stop = Stop(SIGTRAP)
             while running:
                 action = self._converse()
                 if isinstance(action, Detach):
@@ -309,6 +312,11 @@ class Debugger:
             flags = flags & ~TRAP_FLAG | (TRAP_FLAG if own else 0)
         if stepped and opcode == _PUSHF:
             self._hide_pushed_flag(pointer)
+        if step and opcode == _SYSCALL and place != self._start:
+            # Where a host lets it, it has put RFLAGS into r11 and jumped to nowhere.
+            registers = self._vcpu.registers()
+            registers["r11"] = registers["r11"] & ~TRAP_FLAG | (TRAP_FLAG if own else 0)
+            self._vcpu.set_registers(registers)
         if hit:
             place -= 1
         self._memory.put(top + _FRAME_OFFSET, _FRAME.pack(place, selector, flags, pointer, data))
@@ -350,9 +358,9 @@ class Debugger:
         view[0] &= 0xFF ^ TRAP_FLAG >> 8
 
     def _opcode(self, address: int) -> int:
-        """The first byte of an instruction behind its prefixes."""
-        code = self.read_memory(address, _LONGEST_INSTRUCTION)
-        return next((byte for byte in code if byte not in _PREFIXES), 0)
+        """The opcode of an instruction behind its prefixes: one byte, or two behind 0F; 0 when there is none."""
+        code = self.read_memory(address, _LONGEST_INSTRUCTION).lstrip(_PREFIXES)
+        return int.from_bytes(code[: 2 if code[:1] == b"\x0f" else 1], "big")
 
     def _load(self, frame: int | None = None) -> None:
         """Read the registers of the stopped guest."""

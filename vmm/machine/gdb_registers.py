@@ -73,11 +73,27 @@ _VECTORS = (
 )
 
 
+#: Names of the bits of RFLAGS and MXCSR (SDM volume 1, sections 3.4.3 and 10.2.3); "." is a bit without.
+_FLAGS = (
+    ("i386_eflags", "CF . PF . AF . ZF SF TF IF DF OF . . NT . RF VM AC VIF VIP ID"),
+    ("i386_mxcsr", "IE DE ZE OE UE PE DAZ IM DM ZM OM UM PM . . FZ"),
+)
+
+
+def _flags(name: str, bits: str) -> list[str]:
+    named = [(bit, place) for place, bit in enumerate(bits.split()) if bit != "."]
+    fields = [f'<field name="{bit}" start="{place}" end="{place}"/>' for bit, place in named]
+    return [f'<flags id="{name}" size="4">', *fields, "</flags>"]
+
+
 def _description() -> str:
     lines = ['<?xml version="1.0"?>', '<!DOCTYPE target SYSTEM "gdb-target.dtd">', "<target>"]
     lines += ["<architecture>i386:x86-64</architecture>", "<osabi>none</osabi>"]
     for feature, registers in _FEATURES:
         lines.append(f'<feature name="{feature}">')
+        for name, bits in _FLAGS:
+            if any(register.kind == name for register in registers):
+                lines += _flags(name, bits)
         if feature.endswith("sse"):
             lines += [f'<vector id="{name}" type="{kind}" count="{count}"/>' for name, kind, count in _VECTORS]
             fields = [f'<field name="{name}" type="{name}"/>' for name, _, _ in _VECTORS]
