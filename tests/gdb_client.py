@@ -100,9 +100,7 @@ class GdbClient:
 class DebuggedRun:
     """A job that runs in a thread of its own, with a client at the other end of its debugger's connection."""
 
-    def __init__(
-        self, run: Callable[[Job, Callable[[Event], None]], Outcome], job: Job, *, acks: bool = False
-    ) -> None:
+    def __init__(self, run: Callable[[Job, Callable[[Event], None]], Outcome], job: Job, *, acks: bool = False) -> None:
         self.events: list[Event] = []
         self._outcome: Outcome | BaseException | None = None
         ours, theirs = socket.socketpair()

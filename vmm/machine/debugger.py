@@ -5,8 +5,8 @@ stub of :mod:`vmm.machine.cpu`, which has told its vector to the trap doorbell a
 rip, rsp and rflags lies on the ring-0 stack then; to go on, it is put back there, and the stub returns with ``iretq``.
 Ctrl-C, and the end of a stepped instruction that a device served, leave the vCPU in ring 3 itself.
 
-The guest must not see any of it: TF in what it pushes, or in the registers of a fault, is taken out again, and a trap that
-nobody here asked for is its own and ends the run as it would have without a debugger.
+The guest must not see any of it: TF in what it pushes, or in the registers of a fault, is taken out again, and a trap
+that nobody here asked for is its own and ends the run as it would have without a debugger.
 
 What this needs has to be imported beforehand where nothing can be opened any more; it reads, writes and polls the
 connection and nothing else.
@@ -69,8 +69,8 @@ class _Standing(DeviceEvent):
 class SteppingBus:
     """The bus while one instruction is stepped: makes the run loop look up after each access.
 
-    KVM finishes an access at the next entry and raises no debug trap for an instruction that it emulated: without this a
-    step over a doorbell would be two.
+    KVM finishes an access at the next entry and raises no debug trap for an instruction that it emulated: without this
+    a step over a doorbell would be two.
     """
 
     __slots__ = ("_bus", "_vcpu", "accessed")

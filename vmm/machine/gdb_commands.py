@@ -1,7 +1,7 @@
 """What each packet of gdb's asks, and its answer: a stopped machine as gdb sees it.
 
-Source: "Debugging with GDB", appendix E.2 (packets), E.3 (stop replies), E.4 (queries).  What is not here is answered
-with an empty packet, which means that it is not supported.
+Source: "Debugging with GDB", appendix E, "Packets", "Stop Reply Packets", "General Query Packets", "Memory Map Format".
+What is not here is answered with an empty packet, which means that it is not supported.
 """
 
 from __future__ import annotations
@@ -245,8 +245,7 @@ class Commands:
         """Everything as RAM: gdb does not put its own kind of breakpoint into what it takes for ROM."""
         lines = [
             '<?xml version="1.0"?>',
-            '<!DOCTYPE memory-map PUBLIC "+//IDN gnu.org//DTD GDB Memory Map V1.0//EN" '
-            '"http://sourceware.org/gdb/gdb-memory-map.dtd">',
+            '<!DOCTYPE memory-map SYSTEM "gdb-memory-map.dtd">',
             "<memory-map>",
         ]
         lines += [

@@ -1,7 +1,7 @@
 """The packet layer of the GDB Remote Serial Protocol, without I/O.
 
-Source: "Debugging with GDB", appendix E: E.1 (framing, checksums, escapes), E.11 (acknowledgments), E.5 (Ctrl-C).  Nothing
-that arrives here raises anything but :class:`GdbProtocolError`, and a packet is bounded.
+Source: "Debugging with GDB", appendix E, "Overview" (framing, checksums, escapes), "Packet Acknowledgment", "Interrupts".
+Nothing that arrives here raises anything but :class:`GdbProtocolError`, and a packet is bounded.
 """
 
 from __future__ import annotations

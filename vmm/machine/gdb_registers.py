@@ -1,6 +1,6 @@
 """The registers as gdb counts them, and the target description that tells it so.
 
-Source: "Debugging with GDB", appendix G.5.8 (i386 features); the x87 and SSE state is an FXSAVE image (Intel SDM volume 1,
+Source: "Debugging with GDB", appendix G, "i386 Features"; the x87 and SSE state is an FXSAVE image (Intel SDM volume 1,
 section 10.5.1).  The order here is gdb's order of the 64-bit architecture, so that ``g`` is one run of bytes.
 """
 
@@ -22,8 +22,9 @@ _MXCSR_BITS = 0xFFFF
 class Register:
     """One register.
 
-    ``source`` says where it lives: "general" and "flags" (by the names of ``struct kvm_regs``), "segment" and "base" (by
-    the names of ``struct kvm_sregs``, not to be changed), "fpu" (``size`` bytes at ``offset`` of the FXSAVE image) or "tags".
+    ``source`` says where it lives: "general" and "flags" (by the names of ``struct kvm_regs``), "segment" and "base"
+    (by the names of ``struct kvm_sregs``, not to be changed), "fpu" (``size`` bytes at ``offset`` of the FXSAVE image)
+    or "tags".
     """
 
     name: str
@@ -191,7 +192,7 @@ class RegisterFile:
         if at != len(data):
             return False
         before = dict(self.general), bytes(self.fpu), self.fpu_changed
-        if all([self.write(number, piece) for number, piece in enumerate(pieces)]):
+        if all(self.write(number, piece) for number, piece in enumerate(pieces)):
             return True
         self.general, fpu, self.fpu_changed = before
         self.fpu[:] = fpu
@@ -207,9 +208,7 @@ class RegisterFile:
                 start = _ST + 16 * ((physical - top) & 7)
                 mantissa = int.from_bytes(self.fpu[start : start + 8], "little")
                 exponent = int.from_bytes(self.fpu[start + 8 : start + 10], "little") & 0x7FFF
-                if exponent == 0 and mantissa == 0:
-                    tag = 1
-                else:
-                    tag = 0 if 0 < exponent < 0x7FFF and mantissa >> 63 else 2
+                normal = 0 < exponent < 0x7FFF and mantissa >> 63
+                tag = 0 if normal else 2 if exponent or mantissa else 1
             word |= tag << 2 * physical
         return word

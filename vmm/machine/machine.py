@@ -262,9 +262,7 @@ class Machine:
             self._deadline = monotonic_ns() + timeout
             self._drive(DONE)
 
-    def _drive(
-        self, until: int, bus: Bus | SteppingBus | None = None, check: Callable[[], None] | None = None
-    ) -> None:
+    def _drive(self, until: int, bus: Bus | SteppingBus | None = None, check: Callable[[], None] | None = None) -> None:
         """Run the guest until it rings READY or DONE.
 
         :param bus: None: the machine's own.
