@@ -1,8 +1,8 @@
 """What all tests share: when a test may be skipped, and where the optional foreign images are.
 
-A test that needs KVM or qemu-img says so with a marker and is skipped only where they are absent.  Where they have
-to be there (our own CI), ``PYVMM_REQUIRE_KVM=1`` and ``PYVMM_REQUIRE_QEMU_IMG=1`` turn that absence into a failure,
-so that a green run cannot be an empty one.
+A test that needs KVM, qemu-img or gdb says so with a marker and is skipped only where they are absent.  Where they have
+to be there (our own CI), ``PYVMM_REQUIRE_KVM=1``, ``PYVMM_REQUIRE_QEMU_IMG=1`` and ``PYVMM_REQUIRE_GDB=1`` turn that
+absence into a failure, so that a green run cannot be an empty one.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+#: Marker: what it is called, and the programs that it needs.
+PROGRAMS = {"qemu_img": ("qemu-img", ("qemu-img", "qemu-io")), "gdb": ("gdb", ("gdb",))}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip, or fail, what needs qemu-img where there is none; the package's plugin does the same for KVM."""
-    if item.get_closest_marker("qemu_img") is None or (shutil.which("qemu-img") and shutil.which("qemu-io")):
-        return
-    if os.environ.get("PYVMM_REQUIRE_QEMU_IMG") == "1":
-        pytest.fail("qemu-img is not installed, and PYVMM_REQUIRE_QEMU_IMG=1 does not allow that", pytrace=False)
-    pytest.skip("qemu-img is not installed")
+    """Skip, or fail, what needs a program where there is none; the package's plugin does the same for KVM."""
+    for marker, (name, programs) in PROGRAMS.items():
+        if item.get_closest_marker(marker) is None or all(map(shutil.which, programs)):
+            continue
+        variable = f"PYVMM_REQUIRE_{marker.upper()}"
+        if os.environ.get(variable) == "1":
+            pytest.fail(f"{name} is not installed, and {variable}=1 does not allow that", pytrace=False)
+        pytest.skip(f"{name} is not installed")
 
 
 class ForeignImages:

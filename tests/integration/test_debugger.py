@@ -164,8 +164,39 @@ def test_memory_is_what_ring_3_sees(start: Start) -> None:
         assert client.ask(f"m{address:x},1") == b"E0e", hex(address)
         assert client.set_memory(address, b"x") == b"E0e", hex(address)
         assert client.ask(f"Z0,{address:x},1") == b"E0e", hex(address)
-    assert client.ask(f"Z0,{calltable.STACK_BASE:x},1") == b"E0e", "nothing is executed there"
     assert client.ask("c") == b"W00"
+
+
+def test_a_breakpoint_where_nothing_can_be_executed(start: Start) -> None:
+    """mov eax, 5; ret: returns to the stack, as a function does that gdb calls; nothing is written there."""
+    run = start(b"\xb8\x05\x00\x00\x00\xc3")
+    client = run.client
+    client.ask("qSupported:swbreak+")
+    stack = client.register("rsp")
+    caller = client.memory(stack, 8)
+    place = calltable.STACK_BASE + 0x800
+    assert client.ask(f"Z0,{place:x},1") == b"OK"
+    assert client.set_memory(stack, place.to_bytes(8, "little")) == b"OK"
+    assert b"swbreak:;" in client.ask("c")
+    assert client.register("rip") == place
+    assert client.memory(place, 1) == b"\0"
+    assert client.register("rax") == 5
+    # From there it goes on to where the breakpoint is not the reason any more.
+    assert client.set_register("rip", int.from_bytes(caller, "little")) == b"OK"
+    assert client.ask("c") == b"W05"
+
+
+def test_execution_goes_on_into_such_a_breakpoint(start: Start) -> None:
+    run = start(b"\xb8\x05\x00\x00\x00\xc3")
+    client = run.client
+    place = calltable.STACK_BASE + 0x800
+    client.ask(f"Z0,{place:x},1")
+    client.set_register("rip", place)
+    assert client.ask("c").startswith(b"T0b")
+    assert client.ask("c") == b"X0b"
+    failure = run.outcome().failure
+    assert failure is not None
+    assert (failure.kind, failure.address, failure.access) == (FailureKind.PAGE_FAULT, place, "execute")
 
 
 def test_breakpoints_in_a_loop(start: Start) -> None:

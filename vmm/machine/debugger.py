@@ -18,7 +18,7 @@ from struct import Struct
 
 from vmm.devices.errors import DeviceEvent, LimitExceeded, MemoryAccessError, ProtocolViolation, RunAborted
 from vmm.machine import cpu
-from vmm.machine.faults import DebuggerGone, GuestTrap
+from vmm.machine.faults import PAGE_FAULT, DebuggerGone, GuestTrap
 from vmm.machine.gdb_commands import (
     SIGABRT,
     SIGBUS,
@@ -120,8 +120,8 @@ class Debugger:
         self._regions = [region for region in regions if region.user and not region.device]
         self._bus = bus
         self._describe = describe
-        #: Planted breakpoints, and the bytes that were there.
-        self._planted: dict[int, int] = {}
+        #: Breakpoints, and the bytes that were there; None where nothing is planted, because nothing can be executed.
+        self._planted: dict[int, int | None] = {}
         #: Where the frame of the trap lies that the guest stands in; None in ring 3.
         self._frame: int | None = None
         #: What ended the run, once something has.
@@ -253,8 +253,8 @@ class Debugger:
         """Let the guest go until it stops, for one instruction when it is stepped; False when the run is complete."""
         self._start = start = self._place()
         own = bool(self.registers.general["rflags"] & TRAP_FLAG)
-        lifted = self._planted.get(start) if step else None
-        if lifted is not None:
+        lifted = step and start in self._planted
+        if lifted:
             self.remove_breakpoint(start)
         opcode = self._opcode(start) if step else 0
         self._stepping = SteppingBus(self._bus, self._vcpu) if step else None
@@ -276,7 +276,7 @@ class Debugger:
             return False
         finally:
             self._stepping = None
-            if lifted is not None:
+            if lifted:
                 self.insert_breakpoint(start)
         return True
 
@@ -307,7 +307,9 @@ class Debugger:
         place, selector, flags, pointer, data = _FRAME.unpack(stack)
         user = selector & 3 == 3
         stepped = trap.vector == cpu.DEBUG and step and user and not own and opcode != _INT1
-        hit = trap.vector == cpu.BREAKPOINT and user and place - 1 in self._planted
+        hit = trap.vector == cpu.BREAKPOINT and user and self._planted.get(place - 1) is not None
+        # gdb calls functions with a return address on the stack and a breakpoint there, where nothing can be executed.
+        fetched = trap.vector == PAGE_FAULT and user and place in self._planted and self._planted[place] is None
         if step and not (stepped and opcode in (_POPF, _IRET)):
             flags = flags & ~TRAP_FLAG | (TRAP_FLAG if own else 0)
         if stepped and opcode == _PUSHF:
@@ -321,8 +323,8 @@ class Debugger:
             place -= 1
         self._memory.put(top + _FRAME_OFFSET, _FRAME.pack(place, selector, flags, pointer, data))
         self._load(top + _FRAME_OFFSET)
-        if stepped or hit:
-            self.stop = Stop(SIGTRAP, breakpoint=hit)
+        if stepped or hit or fetched:
+            self.stop = Stop(SIGTRAP, breakpoint=hit or fetched)
         else:
             self._end(trap)
 
@@ -407,7 +409,7 @@ class Debugger:
             return b""
         data = bytearray(self._memory.view(address, length, writable=False))
         for place, original in self._planted.items():
-            if address <= place < address + length:
+            if original is not None and address <= place < address + length:
                 data[place - address] = original
         return bytes(data)
 
@@ -417,20 +419,25 @@ class Debugger:
             return False
         view = self._memory.view(address, len(data), writable=False)
         view[:] = data
-        for place in self._planted:
-            if address <= place < address + len(data):
+        for place, original in self._planted.items():
+            if original is not None and address <= place < address + len(data):
                 self._planted[place] = data[place - address]
                 view[place - address] = _INT3
         return True
 
     def insert_breakpoint(self, address: int) -> bool:
-        """Make the guest stop before it executes what lies there; False where nothing is executed."""
-        if not any(region.execute and region.start <= address < region.end for region in self._regions):
+        """Make the guest stop before it executes what lies there; False where nothing is."""
+        region = next((region for region in self._regions if region.start <= address < region.end), None)
+        if region is None:
             return False
-        if address not in self._planted:
+        if address in self._planted:
+            return True
+        if region.execute:
             view = self._memory.view(address, 1, writable=False)
             self._planted[address] = view[0]
             view[0] = _INT3
+        else:
+            self._planted[address] = None
         return True
 
     def remove_breakpoint(self, address: int) -> None:

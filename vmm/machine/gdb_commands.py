@@ -82,7 +82,7 @@ class Target(Protocol):
         """Change bytes, all of them or none."""
 
     def insert_breakpoint(self, address: int) -> bool:
-        """Make the guest stop before it executes what lies there; False where nothing is executed."""
+        """Make the guest stop before it executes what lies there; False where nothing is."""
 
     def remove_breakpoint(self, address: int) -> None:
         """Undo :meth:`insert_breakpoint`."""

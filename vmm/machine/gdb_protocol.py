@@ -1,6 +1,7 @@
 """The packet layer of the GDB Remote Serial Protocol, without I/O.
 
-Source: "Debugging with GDB", appendix E, "Overview" (framing, checksums, escapes), "Packet Acknowledgment", "Interrupts".
+Source: "Debugging with GDB", appendix E, "Overview" (framing, checksums, escapes), "Packet Acknowledgment" and
+"Interrupts".
 Nothing that arrives here raises anything but :class:`GdbProtocolError`, and a packet is bounded.
 """
 
