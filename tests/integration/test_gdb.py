@@ -196,14 +196,16 @@ def test_a_fault(debuggees: Debuggees, image: str, command: str) -> None:
 
 
 def test_control_c(debuggees: Debuggees, image: str) -> None:
-    waiting = debuggees.wait(debuggees.elf("END=1"), image, "--timeout", "0.2")
+    waiting = debuggees.wait(debuggees.elf("END=1"), image, "--timeout", "0.5")
     process = waiting.start("break spin", "continue", "echo spins\\n", "continue", "backtrace 1", "kill")
     assert process.stdout is not None
     text = ""
     while not text.endswith("spins\n"):
-        text += process.stdout.readline()
+        line = process.stdout.readline()
+        assert line, text
+        text += line
     # The deadline of a run without gdb passes.
-    time.sleep(0.5)
+    time.sleep(0.7)
     process.send_signal(signal.SIGINT)
     text += process.communicate(timeout=PATIENCE)[0]
     assert "Program received signal SIGINT" in text
@@ -301,6 +303,19 @@ def test_nobody_comes(image: str) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err.splitlines()[-1]) == (130, "pyvmm: interrupted")
+
+
+def test_control_c_at_the_command_itself(debuggees: Debuggees, image: str) -> None:
+    """While the guest stands still and gdb says nothing."""
+    waiting = debuggees.wait("info", image)
+    port = int(waiting.gdb[-1].rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"$?#3f")
+        connection.settimeout(PATIENCE)
+        assert connection.recv(1) == b"+"
+        waiting.process.send_signal(signal.SIGINT)
+        done = waiting.done()
+    assert (done.status, done.err) == (130, "pyvmm: interrupted\n")
 
 
 def test_a_file_that_is_not_there_is_told_before_gdb_is_waited_for() -> None:

@@ -72,13 +72,22 @@ def test_looking_does_not_wait(pair: Pair) -> None:
     assert not link.look()
     gdb.sendall(b"\x03")
     assert link.look()
-    link.interrupted = False
+
+
+def test_a_packet_behind_it_voids_control_c(pair: Pair) -> None:
+    """gdb has seen that the guest stopped before that."""
+    link, gdb = pair
+    gdb.sendall(b"\x03" + frame(b"c"))
     assert not link.look()
+    assert link.receive() == b"c"
+    gdb.sendall(frame(b"c") + b"\x03")
+    assert link.receive() == b"c"
+    assert link.interrupted
 
 
 def test_looking_keeps_packets(pair: Pair) -> None:
     link, gdb = pair
-    gdb.sendall(frame(b"g") + b"\x03" + frame(b"qC"))
+    gdb.sendall(frame(b"g") + frame(b"qC") + b"\x03")
     assert link.look()
     assert [link.receive(), link.receive()] == [b"g", b"qC"]
 

@@ -145,7 +145,6 @@ class Debugger:
             self.insert_breakpoint(entry)
             running = self._go(step=False)
             self.remove_breakpoint(entry)
-            self._link.interrupted = False
             if self._event is None:
                 # Nobody has asked for the breakpoint.
                 self.stop = Stop(SIGTRAP)
@@ -156,7 +155,6 @@ class Debugger:
                     return False
                 running = self._resume(action)
                 if running:
-                    self._link.interrupted = False
                     self._report()
             self._farewell(b"W%02x" % ((self._bus.control.status or 0) & 0xFF))
             return True

@@ -33,7 +33,7 @@ class GdbLink:
         self._last = b""
         #: No acknowledgments any more, in both directions.
         self.no_acks = False
-        #: Ctrl-C came, and nobody has taken note.
+        #: Ctrl-C came, and no packet since: one that the guest's stop has overtaken means nothing any more.
         self.interrupted = False
 
     def receive(self) -> bytes:
@@ -86,6 +86,7 @@ class GdbLink:
             if len(self._packets) >= _WAITING:
                 raise GdbProtocolError("the debugger sends packets without waiting for answers")
             self._packets.append(item)
+            self.interrupted = False
         elif item == INTERRUPT:
             self.interrupted = True
         elif item == DAMAGED:
