@@ -54,9 +54,10 @@ MAY_READ = {
     "operations/foreign.py": "the ELF file of an operation that the user brings",
     "machine/guests.py": "the ELF file of the runtime that comes with the package",
     "machine/memory.py": "mmap of anonymous memory: the RAM of the guest",
+    "machine/gdb_link.py": "the connection to gdb",
     "kvm/_build.py": "when the package is built: the C source of the binding",
 }
-NOT_FILES = {"meter", "backend", "bus", "self", "blocks", "device"}
+NOT_FILES = {"meter", "backend", "bus", "_bus", "self", "blocks", "device", "registers"}
 
 
 def _modules() -> Iterator[tuple[str, ast.Module]]:

@@ -12,7 +12,7 @@ import pytest
 HEAVY = (
     *("argparse", "ast", "cffi", "contextlib", "ctypes", "dataclasses", "decimal", "elftools", "enum"),
     *("gettext", "importlib.metadata", "inspect", "json", "logging", "pathlib", "pyroute2", "random", "re"),
-    *("shutil", "signal", "subprocess", "tempfile", "threading", "uuid"),
+    *("shlex", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "uuid"),
 )
 
 PROGRAM = """
@@ -56,6 +56,7 @@ def test_a_plain_run(operation: str, output: str, tmp_path: Path) -> None:
     found = imported("from vmm.cli.main import main; main(sys.argv[1:])", *words)
     assert "vmm.machine.runner" in found
     assert found & set(HEAVY) == set()
+    assert not [name for name in found if name.startswith(("vmm.machine.debugger", "vmm.machine.gdb", "vmm.cli.debug"))]
 
 
 def test_names_of_the_package() -> None:
