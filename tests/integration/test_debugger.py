@@ -229,6 +229,27 @@ def test_a_step_off_a_breakpoint_and_onto_one(start: Start) -> None:
     assert client.ask(f"c{BASE + 1:x}") == b"W01"
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("place", [1 << 63, 0xFFFF_8000_0000_0000, 0, calltable.SYSTEM_BASE + calltable.PAGE_SIZE])
+def test_jump_to_nowhere(start: Start, place: int, interrupted: bool) -> None:
+    """From a trap and from ring 3: whatever the processor makes of it, it ends with a verdict."""
+    run = start(b"\xeb\xfe")
+    client = run.client
+    if interrupted:
+        client.send("c")
+        assert client.interrupt().startswith(b"T02")
+    assert client.set_register("rip", place) == b"OK"
+    client.send("c")
+    try:
+        assert client.packet()[:1] == b"T"
+        client.ask("c")
+    except ConnectionClosedError:
+        pass
+    failure = run.outcome().failure
+    assert failure is not None
+    assert failure.kind in (FailureKind.PAGE_FAULT, FailureKind.EXCEPTION, FailureKind.KVM)
+
+
 def test_steps_in_a_range(start: Start) -> None:
     """mov ecx, 50; L: dec ecx; jnz L; mov eax, 9; ret"""
     run = start(b"\xb9\x32\x00\x00\x00\xff\xc9\x75\xfc\xb8\x09\x00\x00\x00\xc3")

@@ -16,34 +16,43 @@ from vmm.machine.gdb_registers import NUMBERS, TARGET_XML
 BASE = 0x40_0000
 
 
+class FakeMemory:
+    """A page of memory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(range(256)) * 16
+        self.breakpoints: set[int] = set()
+
+    def get(self, address: int, length: int) -> bytes:
+        return bytes(self.data[address - BASE : address - BASE + length]) if address >= BASE else b""
+
+    def put(self, address: int, data: bytes) -> bool:
+        if not BASE <= address <= BASE + len(self.data) - len(data):
+            return False
+        self.data[address - BASE : address - BASE + len(data)] = data
+        return True
+
+    def insert(self, address: int) -> bool:
+        if BASE <= address < BASE + 256:
+            self.breakpoints.add(address)
+            return True
+        return False
+
+    def remove(self, address: int) -> None:
+        self.breakpoints.discard(address)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        return [(BASE + 0x1000, BASE + 0x3000), (BASE, BASE + 0x1000)]
+
+
 class Fake:
-    """A page of memory, and registers."""
+    """A machine that has only just stopped."""
 
     def __init__(self) -> None:
         self.registers = register_file()
         self.stop = Stop(SIGTRAP)
         self.alive = True
-        self.memory = bytearray(range(256)) * 16
-        self.breakpoints: set[int] = set()
-
-    def read_memory(self, address: int, length: int) -> bytes:
-        return bytes(self.memory[address - BASE : address - BASE + length]) if address >= BASE else b""
-
-    def write_memory(self, address: int, data: bytes) -> bool:
-        if not BASE <= address <= BASE + len(self.memory) - len(data):
-            return False
-        self.memory[address - BASE : address - BASE + len(data)] = data
-        return True
-
-    def insert_breakpoint(self, address: int) -> bool:
-        self.breakpoints.add(address)
-        return BASE <= address < BASE + 256
-
-    def remove_breakpoint(self, address: int) -> None:
-        self.breakpoints.discard(address)
-
-    def memory_map(self) -> list[tuple[int, int]]:
-        return [(BASE + 0x1000, BASE + 0x3000), (BASE, BASE + 0x1000)]
+        self.memory = FakeMemory()
 
 
 @pytest.fixture
@@ -120,7 +129,7 @@ def test_memory(fake: Fake, commands: Commands) -> None:
     assert commands.handle(b"m1000,4") == b"E0e"
     assert commands.handle(b"M400000,2:beef") == b"OK"
     assert commands.handle(b"X400002,3:\x00#}") == b"OK"
-    assert bytes(fake.memory[:6]) == b"\xbe\xef\x00#}\x05"
+    assert bytes(fake.memory.data[:6]) == b"\xbe\xef\x00#}\x05"
     assert commands.handle(b"X400000,0:") == b"OK"
     assert commands.handle(b"M401000,1:00") == b"E0e"
     for wrong in (
@@ -141,7 +150,7 @@ def test_memory(fake: Fake, commands: Commands) -> None:
 def test_breakpoints(fake: Fake, commands: Commands) -> None:
     assert commands.handle(b"Z0,400010,1") == b"OK"
     assert commands.handle(b"Z0,400020,1;X1,00") == b"OK"
-    assert fake.breakpoints == {0x400010, 0x400020}
+    assert fake.memory.breakpoints == {0x400010, 0x400020}
     assert commands.handle(b"z0,400010,1") == b"OK"
     assert commands.handle(b"Z0,1000,1") == b"E0e"
     assert commands.handle(b"Z0,400010,2") == b"E16"

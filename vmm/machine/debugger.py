@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from struct import Struct
 
+from calltable import KERNEL_STACK_BASE
 from vmm.devices.errors import DeviceEvent, LimitExceeded, MemoryAccessError, ProtocolViolation, RunAborted
 from vmm.machine import cpu
+from vmm.machine.breakpoints import BreakpointMemory
 from vmm.machine.faults import PAGE_FAULT, DebuggerGone, GuestTrap
 from vmm.machine.gdb_commands import (
     SIGABRT,
@@ -37,6 +39,7 @@ from vmm.machine.gdb_commands import (
 )
 from vmm.machine.gdb_link import GdbLink
 from vmm.machine.gdb_registers import FXSAVE_SIZE, RegisterFile
+from vmm.machine.layout import KERNEL_STACK_TOP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +52,6 @@ if TYPE_CHECKING:
     from vmm.machine.memory import GuestMemory
 
 TRAP_FLAG = 1 << 8
-_INT3 = 0xCC
 #: Behind the error code, what the processor pushed: rip, cs, rflags, rsp, ss.
 _FRAME = Struct("<5Q")
 _FRAME_OFFSET = 8
@@ -117,11 +119,9 @@ class Debugger:
         self._commands = Commands(self)
         self._vcpu = vcpu
         self._memory = memory
-        self._regions = [region for region in regions if region.user and not region.device]
+        self.memory = BreakpointMemory(memory, regions)
         self._bus = bus
         self._describe = describe
-        #: Breakpoints, and the bytes that were there; None where nothing is planted, because nothing can be executed.
-        self._planted: dict[int, int | None] = {}
         #: Where the frame of the trap lies that the guest stands in; None in ring 3.
         self._frame: int | None = None
         #: What ended the run, once something has.
@@ -142,9 +142,9 @@ class Debugger:
         self._vcpu.settle()
         self._load()
         try:
-            self.insert_breakpoint(entry)
+            self.memory.insert(entry)
             running = self._go(step=False)
-            self.remove_breakpoint(entry)
+            self.memory.remove(entry)
             if self._event is None:
                 # Nobody has asked for the breakpoint.
                 self.stop = Stop(SIGTRAP)
@@ -159,8 +159,7 @@ class Debugger:
             self._farewell(b"W%02x" % ((self._bus.control.status or 0) & 0xFF))
             return True
         finally:
-            for address in list(self._planted):
-                self.remove_breakpoint(address)
+            self.memory.remove_all()
 
     # What gdb wants ------------------------------------------------------------------------------------------------
 
@@ -221,7 +220,7 @@ class Debugger:
     def _resume(self, action: Resume) -> bool:
         """Do what gdb asked; False when the run is complete."""
         if not action.step:
-            if self._place() in self._planted:
+            if self._place() in self.memory:
                 # Off the breakpoint first; what it leads to may be a stop of its own.
                 if not self._go(step=True):
                     return False
@@ -231,7 +230,7 @@ class Debugger:
         while self._go(step=True):
             place = self._place()
             inside = action.start <= place < action.end
-            if self._event is not None or not inside or place in self._planted or self.stop.breakpoint:
+            if self._event is not None or not inside or place in self.memory or self.stop.breakpoint:
                 return True
             if self._caught():
                 return True
@@ -251,9 +250,9 @@ class Debugger:
         """Let the guest go until it stops, for one instruction when it is stepped; False when the run is complete."""
         self._start = start = self._place()
         own = bool(self.registers.general["rflags"] & TRAP_FLAG)
-        lifted = step and start in self._planted
+        lifted = step and start in self.memory
         if lifted:
-            self.remove_breakpoint(start)
+            self.memory.remove(start)
         opcode = self._opcode(start) if step else 0
         self._stepping = SteppingBus(self._bus, self._vcpu) if step else None
         self._commit(step=step)
@@ -275,7 +274,7 @@ class Debugger:
         finally:
             self._stepping = None
             if lifted:
-                self.insert_breakpoint(start)
+                self.memory.insert(start)
         return True
 
     def _check(self) -> None:
@@ -298,16 +297,16 @@ class Debugger:
         self._vcpu.settle()
         top = self._vcpu.registers()["rsp"]
         stack = self._memory.get(top + _FRAME_OFFSET, _FRAME.size)
-        if len(stack) < _FRAME.size:
+        if not KERNEL_STACK_BASE <= top <= KERNEL_STACK_TOP - _FRAME_OFFSET - _FRAME.size:
             self._load()
             self._end(trap)
             return
         place, selector, flags, pointer, data = _FRAME.unpack(stack)
         user = selector & 3 == 3
         stepped = trap.vector == cpu.DEBUG and step and user and not own and opcode != _INT1
-        hit = trap.vector == cpu.BREAKPOINT and user and self._planted.get(place - 1) is not None
+        hit = trap.vector == cpu.BREAKPOINT and user and self.memory.executable(place - 1)
         # gdb calls functions with a return address on the stack and a breakpoint there, where nothing can be executed.
-        fetched = trap.vector == PAGE_FAULT and user and place in self._planted and self._planted[place] is None
+        fetched = trap.vector == PAGE_FAULT and user and place in self.memory and not self.memory.executable(place)
         if step and not (stepped and opcode in (_POPF, _IRET)):
             flags = flags & ~TRAP_FLAG | (TRAP_FLAG if own else 0)
         if stepped and opcode == _PUSHF:
@@ -359,7 +358,7 @@ class Debugger:
 
     def _opcode(self, address: int) -> int:
         """The opcode of an instruction behind its prefixes: one byte, or two behind 0F; 0 when there is none."""
-        code = self.read_memory(address, _LONGEST_INSTRUCTION).lstrip(_PREFIXES)
+        code = self.memory.get(address, _LONGEST_INSTRUCTION).lstrip(_PREFIXES)
         return int.from_bytes(code[: 2 if code[:1] == b"\x0f" else 1], "big")
 
     def _load(self, frame: int | None = None) -> None:
@@ -399,63 +398,6 @@ class Debugger:
     def alive(self) -> bool:
         """Registers may be changed: the guest can go on."""
         return self._event is None
-
-    def read_memory(self, address: int, length: int) -> bytes:
-        """Bytes that ring 3 sees, without breakpoints; fewer where they end, none where nothing is."""
-        length = min(length, self._end_of(address) - address)
-        if length <= 0:
-            return b""
-        data = bytearray(self._memory.view(address, length, writable=False))
-        for place, original in self._planted.items():
-            if original is not None and address <= place < address + length:
-                data[place - address] = original
-        return bytes(data)
-
-    def write_memory(self, address: int, data: bytes) -> bool:
-        """Change bytes of what ring 3 sees, text and constants too; all of them or none."""
-        if address + len(data) > self._end_of(address):
-            return False
-        view = self._memory.view(address, len(data), writable=False)
-        view[:] = data
-        for place, original in self._planted.items():
-            if original is not None and address <= place < address + len(data):
-                self._planted[place] = data[place - address]
-                view[place - address] = _INT3
-        return True
-
-    def insert_breakpoint(self, address: int) -> bool:
-        """Make the guest stop before it executes what lies there; False where nothing is."""
-        region = next((region for region in self._regions if region.start <= address < region.end), None)
-        if region is None:
-            return False
-        if address in self._planted:
-            return True
-        if region.execute:
-            view = self._memory.view(address, 1, writable=False)
-            self._planted[address] = view[0]
-            view[0] = _INT3
-        else:
-            self._planted[address] = None
-        return True
-
-    def remove_breakpoint(self, address: int) -> None:
-        """Undo :meth:`insert_breakpoint`."""
-        original = self._planted.pop(address, None)
-        if original is not None:
-            self._memory.view(address, 1, writable=False)[0] = original
-
-    def memory_map(self) -> list[tuple[int, int]]:
-        """[start, end) of everything that ring 3 sees."""
-        return [(region.start, region.end) for region in self._regions]
-
-    def _end_of(self, address: int) -> int:
-        """Where the memory ends that an address lies in; the address itself where there is none."""
-        end = address
-        while True:
-            further = [region.end for region in self._regions if region.start <= end < region.end]
-            if not further:
-                return end
-            end = max(further)
 
 
 def _signal(event: DeviceEvent) -> int:

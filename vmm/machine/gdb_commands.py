@@ -64,8 +64,31 @@ class Kill:
 Action = Resume | Detach | Kill
 
 
+class Memory(Protocol):
+    """What a debugger sees of a machine's memory; see :class:`vmm.machine.breakpoints.BreakpointMemory`."""
+
+    def get(self, address: int, length: int) -> bytes:
+        """Bytes; fewer where they end, none where nothing is."""
+
+    def put(self, address: int, data: bytes) -> bool:
+        """Change bytes, all of them or none."""
+
+    def insert(self, address: int) -> bool:
+        """Make the guest stop before it executes what lies there; False where nothing is."""
+
+    def remove(self, address: int) -> None:
+        """Undo :meth:`insert`."""
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """[start, end) of all that is there."""
+
+
 class Target(Protocol):
     """A stopped machine."""
+
+    @property
+    def memory(self) -> Memory:
+        """Its memory."""
 
     #: Of this stop.
     registers: RegisterFile
@@ -74,21 +97,6 @@ class Target(Protocol):
     @property
     def alive(self) -> bool:
         """Registers may be changed: the guest can go on."""
-
-    def read_memory(self, address: int, length: int) -> bytes:
-        """Bytes that ring 3 sees; fewer where they end, none where nothing is."""
-
-    def write_memory(self, address: int, data: bytes) -> bool:
-        """Change bytes, all of them or none."""
-
-    def insert_breakpoint(self, address: int) -> bool:
-        """Make the guest stop before it executes what lies there; False where nothing is."""
-
-    def remove_breakpoint(self, address: int) -> None:
-        """Undo :meth:`insert_breakpoint`."""
-
-    def memory_map(self) -> list[tuple[int, int]]:
-        """[start, end) of everything that ring 3 sees."""
 
 
 class Commands:
@@ -166,7 +174,7 @@ class Commands:
 
     def _read_memory(self, rest: bytes) -> bytes:
         address, length = address_and_length(rest)
-        return _hex(self._target.read_memory(address, min(length, PACKET_SIZE // 2))) or _EFAULT
+        return _hex(self._target.memory.get(address, min(length, PACKET_SIZE // 2))) or _EFAULT
 
     def _write_memory(self, rest: bytes) -> bytes:
         place, _, text = rest.partition(b":")
@@ -181,19 +189,19 @@ class Commands:
         if length != len(data):
             return _EINVAL
         # gdb asks with no bytes whether it may send bytes.
-        return OK if not data or self._target.write_memory(address, data) else _EFAULT
+        return OK if not data or self._target.memory.put(address, data) else _EFAULT
 
     def _insert(self, rest: bytes) -> bytes:
         address = _breakpoint(rest)
         if address is None:
             return UNSUPPORTED
-        return OK if self._target.insert_breakpoint(address) else _EFAULT
+        return OK if self._target.memory.insert(address) else _EFAULT
 
     def _remove(self, rest: bytes) -> bytes:
         address = _breakpoint(rest)
         if address is None:
             return UNSUPPORTED
-        self._target.remove_breakpoint(address)
+        self._target.memory.remove(address)
         return OK
 
     def _thread(self, rest: bytes) -> bytes:
@@ -250,7 +258,7 @@ class Commands:
         ]
         lines += [
             f'<memory type="ram" start="{start:#x}" length="{end - start:#x}"/>'
-            for start, end in sorted(self._target.memory_map())
+            for start, end in sorted(self._target.memory.ranges())
         ]
         return "\n".join([*lines, "</memory-map>\n"]).encode()
 
