@@ -60,7 +60,11 @@ class GdbClient:
                 assert item != NAK
                 continue
             if self.acks:
-                self.connection.sendall(b"+")
+                try:
+                    self.connection.sendall(b"+")
+                except BrokenPipeError:
+                    # After the last packet nobody waits for it.
+                    pass
             if item.startswith(b"O") and item != b"OK":
                 self.console += bytes.fromhex(item[1:].decode()).decode()
                 continue
@@ -105,7 +109,9 @@ class DebuggedRun:
         self._outcome: Outcome | BaseException | None = None
         ours, theirs = socket.socketpair()
         self._theirs = theirs
-        self._thread = threading.Thread(target=self._work, args=(run, replace(job, debugger=theirs.fileno())))
+        self._thread = threading.Thread(
+            target=self._work, args=(run, replace(job, debugger=theirs.fileno())), daemon=True
+        )
         self._thread.start()
         self.connection = ours
         try:
