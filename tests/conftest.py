@@ -1,8 +1,8 @@
 """What all tests share: when a test may be skipped, and where the optional foreign images are.
 
-A test that needs KVM, qemu-img or atheris says so with a marker and is skipped only where they are absent.  Where they
-have to be there (our own CI), ``PYVMM_REQUIRE_KVM=1``, ``PYVMM_REQUIRE_QEMU_IMG=1`` and ``PYVMM_REQUIRE_ATHERIS=1``
-turn that absence into a failure, so that a green run cannot be an empty one.
+A test that needs KVM, qemu-img, gdb or atheris says so with a marker and is skipped only where they are absent.  Where
+they have to be there (our own CI), ``PYVMM_REQUIRE_KVM=1``, ``PYVMM_REQUIRE_QEMU_IMG=1`` and so on turn that absence
+into a failure, so that a green run cannot be an empty one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+#: Marker: what it is called, and the programs that it needs.
+PROGRAMS = {"qemu_img": ("qemu-img", ("qemu-img", "qemu-io")), "gdb": ("gdb", ("gdb",))}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, or fail, what needs a program that is not there; the package's plugin does the same for KVM."""
-    if item.get_closest_marker("qemu_img") is not None:
-        _require("qemu-img", "PYVMM_REQUIRE_QEMU_IMG", bool(shutil.which("qemu-img") and shutil.which("qemu-io")))
+    for marker, (name, programs) in PROGRAMS.items():
+        if item.get_closest_marker(marker) is not None:
+            _require(name, f"PYVMM_REQUIRE_{marker.upper()}", all(map(shutil.which, programs)))
     if item.get_closest_marker("atheris") is not None:
         _require("atheris", "PYVMM_REQUIRE_ATHERIS", importlib.util.find_spec("atheris") is not None)
 

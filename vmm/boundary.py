@@ -84,7 +84,8 @@ class Job:
     record: bool = False
     #: Serve the devices from this encoded trace; their descriptors hold only the bytes that were read.
     replay: bytes | None = None
-    #: An open connection to a debugger that controls the run, None without one.  Stays the caller's.
+    #: An open, connected stream to gdb, which controls the run; None without one.  Stays the caller's.  No deadline
+    #: then, unless gdb lets go of the guest.
     debugger: int | None = None
 
 
@@ -153,6 +154,7 @@ class FailureKind(str):
     KVM: ClassVar[FailureKind]
     WORKER: ClassVar[FailureKind]
     DIVERGED: ClassVar[FailureKind]
+    DEBUGGER: ClassVar[FailureKind]
 
     @property
     def value(self) -> str:
@@ -163,6 +165,7 @@ class FailureKind(str):
 #: Every kind, in the order of the class.
 FAILURE_KINDS = (
     *("panic", "page-fault", "exception", "triple-fault", "protocol", "limit", "io", "kvm", "worker", "diverged"),
+    "debugger",
 )
 for _kind in FAILURE_KINDS:
     setattr(FailureKind, _kind.upper().replace("-", "_"), FailureKind(_kind))

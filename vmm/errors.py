@@ -120,3 +120,10 @@ class LimitReachedError(VmmError):
 
     code = "limit"
     exit_status = EXIT_LIMIT
+
+
+class DebuggerError(VmmError):
+    """A debugger ended the run, or its connection was lost."""
+
+    code = "debugger"
+    exit_status = EXIT_INTERRUPTED

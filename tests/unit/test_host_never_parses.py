@@ -55,13 +55,14 @@ MAY_READ = {
     "machine/guests.py": "the ELF file of the runtime that comes with the package",
     "machine/memory.py": "mmap of anonymous memory: the RAM of the guest",
     "host/_build.py": "when the package is built: the C source of the binding",
+    "machine/gdb_link.py": "the connection to gdb",
     "kvm/_build.py": "when the package is built: the C source of the binding",
     "sandbox/_build.py": "when the package is built: the C source of the binding",
     "sandbox/cgroup.py": "what the kernel says of control groups, under /proc and /sys",
     "sandbox/filesystems.py": "what the kernel says of mounts, under /proc",
     "sandbox/jail.py": "what the kernel says of itself and of this process, under /proc and /sys",
 }
-NOT_FILES = {"meter", "backend", "bus", "self", "blocks", "device"}
+NOT_FILES = {"meter", "backend", "bus", "_bus", "self", "blocks", "device", "registers"}
 
 
 def _modules() -> Iterator[tuple[str, ast.Module]]:

@@ -59,7 +59,14 @@ DOORS = {
     "vmm.cli.doctor": {"vmm.machine.doctor"},
     # The jailed process runs guests; its broker knows the names of the shipped ones, and nothing that runs them.
     "vmm.sandbox.worker": {
-        *("vmm.kvm.binding", "vmm.machine.faults", "vmm.machine.guests", "vmm.machine.runner", "vmm.machine.symbols"),
+        *(
+            "vmm.kvm.binding",
+            "vmm.machine.debugger",
+            "vmm.machine.faults",
+            "vmm.machine.guests",
+            "vmm.machine.runner",
+            "vmm.machine.symbols",
+        ),
     },
     "vmm.sandbox.jail": {"vmm.kvm.binding"},
     "vmm.sandbox.broker": {"vmm.machine.guests"},

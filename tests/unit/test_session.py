@@ -26,6 +26,7 @@ from calltable.messages import (
 from tests.unit.fake import FakeRunner
 from vmm.boundary import Failure, FailureKind, Job, Limits, LogEvent, ProgressEvent
 from vmm.cbor import decode, encode
+from vmm.errors import DebuggerError
 from vmm.operations import session as session_module
 from vmm.operations.check import check
 from vmm.operations.create import create
@@ -63,6 +64,28 @@ def test_measure(image: str) -> None:
     assert decode(job.request) == {"target": "qcow2", "options": {"cluster-size": 4096}}
     (device,) = job.devices
     assert (device.length, device.read_only) == (1000, True)
+
+
+def test_a_debugger_is_waited_for_before_each_run(image: str) -> None:
+    runner = FakeRunner(MEASURE)
+    waited: list[int] = []
+
+    def wait() -> int:
+        waited.append(len(runner.jobs))
+        return 40 + len(waited)
+
+    session = Session(runner, await_debugger=wait)
+    measure(session, image)
+    measure(session, size=512)
+    # Not for a file that cannot be opened, nor a request that makes no sense.
+    with pytest.raises(vmm.FileError):
+        measure(session, image + "x")
+    with pytest.raises(vmm.UsageError):
+        measure(session, image, options={"nonsense": "x"})
+    assert waited == [0, 1]
+    assert [job.debugger for job in runner.jobs] == [41, 42]
+    measure(Session(runner), image)
+    assert runner.jobs[-1].debugger is None
 
 
 def test_measure_by_size() -> None:
@@ -251,6 +274,7 @@ def failed(kind: FailureKind, **facts: object) -> FakeRunner:
         (failed(FailureKind.LIMIT, limit="timeout", limit_value=0.5), vmm.LimitReachedError, 75),
         (failed(FailureKind.LIMIT, limit="max-read", limit_value=4096.0), vmm.LimitReachedError, 75),
         (failed(FailureKind.IO, device=0, errno=5), vmm.FileError, 1),
+        (failed(FailureKind.DEBUGGER), DebuggerError, 130),
         (failed(FailureKind.KVM), vmm.KvmError, 69),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 HEAVY = (
     *("argparse", "ast", "cffi", "contextlib", "ctypes", "dataclasses", "decimal", "elftools", "enum"),
     *("gettext", "importlib.metadata", "inspect", "json", "logging", "pathlib", "pyroute2", "random", "re"),
-    *("shutil", "signal", "subprocess", "tempfile", "threading", "uuid"),
+    *("shlex", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "uuid"),
 )
 
 PROGRAM = """
@@ -58,6 +58,7 @@ def test_a_plain_run(operation: str, output: str, tmp_path: Path) -> None:
     # The machine is another process's, with modules of its own.
     assert not [name for name in found if name.startswith(("vmm.machine.", "vmm.kvm.", "vmm.devices."))]
     assert found & set(HEAVY) == set()
+    assert not [name for name in found if name.startswith(("vmm.machine.debugger", "vmm.machine.gdb", "vmm.cli.debug"))]
 
 
 def test_names_of_the_package() -> None:

@@ -10,12 +10,13 @@ from vmm.cli.jsontext import compact, pretty
 from vmm.cli.progress import Progress
 from vmm.cli.terminal import err, out
 from vmm.errors import EXIT_OK, OperationLoadError, UsageError, VmmError
-from vmm.operations.session import OPERATIONS, Session, is_path
+from vmm.operations.session import OPERATIONS, Session, debug_file, is_path
 from vmm.operations.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from socket import socket
 
     from vmm.boundary import Runner
     from vmm.cbor import Value
@@ -116,6 +117,8 @@ class Command:
         self._elf = _load(operation) if is_path(operation) else None
         op_elf = arguments.get("op-elf")
         verbosity = arguments.count("verbose")
+        self._debugger = self._prepare_debugger()
+        self._connections: list[socket] = []
         self.progress = Progress(asked="progress" in arguments)
         self.runner = _new_runner(arguments, process, warm=self.many) if runner is None else runner
         self._own_runner = runner is None
@@ -126,7 +129,29 @@ class Command:
             log_level=min(_LOG_INFO + verbosity - 1, _LOG_DEBUG) if verbosity else 0,
             on_log=_log,
             on_progress=self.progress.update if self.progress.wanted else None,
+            await_debugger=self._debugger,
         )
+
+    def _prepare_debugger(self) -> Callable[[], int] | None:
+        """What waits for gdb before a run, when that was asked for."""
+        port_text = self.arguments.get("gdb")
+        if port_text is None:
+            return None
+        if self.many:
+            raise UsageError(f"--gdb takes one FILE, not {len(self.files)}")
+        from vmm.cli.debug import await_debugger, port_number
+
+        port = port_number(port_text)
+        own_elf = self.arguments.get("op-elf") or (self.operation if self._elf is not None else None)
+        symbols = own_elf or debug_file(self.operation)
+
+        def wait() -> int:
+            self.progress.finish()
+            connection = await_debugger(port, symbols)
+            self._connections.append(connection)
+            return connection.fileno()
+
+        return wait
 
     def _files(self) -> list[str]:
         operands = self.arguments.operands
@@ -145,6 +170,8 @@ class Command:
     def close(self) -> None:
         """Give up the machine and the progress line."""
         self.progress.finish()
+        for connection in self._connections:
+            connection.close()
         if self._own_runner:
             self.runner.close()
 

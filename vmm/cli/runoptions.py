@@ -32,6 +32,7 @@ _COMMON = (
     Option("sandbox", ("--sandbox",), "on|off", "jail the process that runs the machine (default: on)"),
     Option("require-sandbox", ("--require-sandbox",), None, "refuse to run unless every layer of the jail holds"),
     Option("op-elf", ("--op-elf",), "PATH", "run this ELF as the operation"),
+    Option("gdb", ("--gdb",), "PORT", "wait for gdb on this port of localhost (0: any free one)"),
     Option("kvm", ("--kvm",), "PATH", f"the KVM device (default: {KVM_DEVICE})"),
 )
 _FORMAT = Option("format", ("-f", "--format"), "FMT", "format of FILE (default: detected in the guest)")

@@ -164,6 +164,19 @@ static int pyvmm_restore(int vcpu, const struct pyvmm_state *state)
     return 0;
 }
 
+/* Forget an exception that is pending, or being delivered, when it is of this vector. */
+static int pyvmm_drop_exception(int vcpu, uint8_t vector)
+{
+    struct kvm_vcpu_events events;
+
+    if (ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events) < 0)
+        return -errno;
+    if (events.exception.nr != vector)
+        return 0;
+    memset(&events.exception, 0, sizeof(events.exception));
+    return ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events) < 0 ? -errno : 0;
+}
+
 /* 0 when equal; otherwise which parts differ: 1 registers, 2 segments and control registers, 4 events, 8 FPU. */
 static int pyvmm_compare(const struct pyvmm_state *one, const struct pyvmm_state *other)
 {

@@ -86,6 +86,7 @@ struct kvm_cpuid_entry2 {
     uint32_t function, index, flags, eax, ebx, ecx, edx;
     ...;
 };
+struct kvm_xsave { uint32_t region[1024]; ...; };
 struct kvm_run { uint8_t immediate_exit; uint32_t exit_reason; ...; };
 
 struct pyvmm_exit {
@@ -104,6 +105,7 @@ int pyvmm_settle(int vcpu, struct kvm_run *run);
 void pyvmm_answer(struct kvm_run *run, uint64_t value);
 int pyvmm_save(int vcpu, struct pyvmm_state *state);
 int pyvmm_restore(int vcpu, const struct pyvmm_state *state);
+int pyvmm_drop_exception(int vcpu, uint8_t vector);
 int pyvmm_compare(const struct pyvmm_state *one, const struct pyvmm_state *other);
 
 struct pyvmm_timer { struct kvm_run *previous; ...; };

@@ -23,6 +23,7 @@ EXIT_INTERNAL_ERROR: int = lib.KVM_EXIT_INTERNAL_ERROR
 
 #: General registers by the names of ``struct kvm_regs``.
 REGISTERS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("struct kvm_regs").fields)
+_FXSAVE_SIZE = 512
 _PARTS = ("registers", "segments", "events", "fpu")
 
 
@@ -130,6 +131,36 @@ class Vcpu:
     def restore(self, state: State) -> None:
         """Put a settled vCPU into a state."""
         check(lib.pyvmm_restore(self.fd, state.raw), "setting the state of the vCPU")
+
+    def interrupt(self) -> None:
+        """Make the next :meth:`enter` finish the access that the vCPU stands in and answer INTERRUPTED.
+
+        An access that KVM splits exits once for each part before that.
+        """
+        self.run.immediate_exit = 1
+
+    def fpu(self) -> bytes:
+        """The x87 and SSE state: the FXSAVE image that KVM's XSAVE area begins with (Intel SDM volume 1, 10.5.1)."""
+        area = ffi.new("struct kvm_xsave *")
+        check(lib.pyvmm_ioctl(self.fd, lib.KVM_GET_XSAVE, area), "KVM_GET_XSAVE")
+        return bytes(ffi.buffer(area, _FXSAVE_SIZE))
+
+    def set_fpu(self, image: bytes) -> None:
+        """Set the x87 and SSE state from the beginning of an FXSAVE image; what is not in it stays.
+
+        :raises KvmError: KVM refuses it, reserved bits of MXCSR for example.
+        """
+        area = ffi.new("struct kvm_xsave *")
+        check(lib.pyvmm_ioctl(self.fd, lib.KVM_GET_XSAVE, area), "KVM_GET_XSAVE")
+        view = ffi.buffer(area)
+        view[: len(image)] = image
+        # XSTATE_BV: both parts are there, not in their initial state (SDM volume 1, 13.4.2).
+        area.region[_FXSAVE_SIZE // 4] |= 3
+        check(lib.pyvmm_ioctl(self.fd, lib.KVM_SET_XSAVE, area), "KVM_SET_XSAVE")
+
+    def drop_exception(self, vector: int) -> None:
+        """Forget an exception of this vector that the vCPU would take at the next entry."""
+        check(lib.pyvmm_drop_exception(self.fd, vector), "KVM_SET_VCPU_EVENTS")
 
     def arm(self, first_ns: int, interval_ns: int) -> None:
         """Make :meth:`enter` on the calling thread return after ``first_ns`` nanoseconds, then every ``interval_ns``.

@@ -38,6 +38,7 @@ _TSS_SIZE = 104
 #: Vectors for which the processor pushes an error code (SDM 6.15).
 WITH_ERROR_CODE = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
 DOUBLE_FAULT = 8
+DEBUG = 1
 BREAKPOINT = 3
 STUB_SIZE = 32
 

@@ -64,6 +64,10 @@ class GuestStuck(DeviceEvent):
     """KVM cannot continue this guest; the text says why."""
 
 
+class DebuggerGone(DeviceEvent):
+    """The debugger ended the run, or its connection is lost; the text says which."""
+
+
 def backtrace(memory: GuestMemory, registers: dict[str, int]) -> list[int]:
     """Code addresses, innermost first, by frame pointers; the chain is the guest's and may be nonsense."""
     addresses = [registers["rip"]]

@@ -28,7 +28,7 @@ from vmm.errors import KvmError, UsageError
 from vmm.kvm import Kvm
 from vmm.kvm.vcpu import EXIT_FAIL_ENTRY, EXIT_INTERNAL_ERROR, EXIT_SHUTDOWN, INTERRUPTED, READ, WRITE
 from vmm.machine import cpu, elf, faults, guests
-from vmm.machine.faults import GuestShutdown, GuestStuck, GuestTrap
+from vmm.machine.faults import DebuggerGone, GuestShutdown, GuestStuck, GuestTrap
 from vmm.machine.layout import DESCRIPTORS, STACK_TOP, STUBS, Region, fixed_regions
 from vmm.machine.memory import RAM_SIZE, GuestMemory
 from vmm.machine.pages import PageTables
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from vmm.boundary import Event, Frame, Job
     from vmm.kvm import State
+    from vmm.machine.debugger import SteppingBus
 
     #: Frames and the operation's ELF in, the frames with what is known of them out.
     Symboliser = Callable[[tuple[Frame, ...], bytes], tuple[Frame, ...]]
@@ -51,6 +52,8 @@ _BOOT = Struct(BOOT_INFO_FORMAT)
 TICK_NS = 100_000_000
 #: How far behind the deadline its tick comes, so that the clock has passed it.
 _SLACK_NS = 50_000
+#: A deadline that does not come.
+_NEVER = 1 << 64
 
 
 class DeadlinePassed(DeviceEvent):
@@ -195,9 +198,14 @@ class Machine:
                 vcpu.arm((timeout - 1) % TICK_NS + 1 + _SLACK_NS, TICK_NS)
                 if self._snapshot is None:
                     self._come_up()
-                self._drive(DONE)
+                if job.debugger is None:
+                    self._drive(DONE)
+                else:
+                    self._debug(job.debugger, timeout)
             except DeadlinePassed:
                 failure = self._timed_out(job.limits.timeout)
+            except DebuggerGone as event:
+                failure = Failure(FailureKind.DEBUGGER, str(event))
             except DeviceEvent as event:
                 failure = self._failure(event)
             except KvmError as error:
@@ -246,10 +254,29 @@ class Machine:
             views = [self.memory.all[region.start - RAM_BASE : region.end - RAM_BASE] for region in hot]
             self._snapshot = Snapshot(self.vcpu.save(), self.bus.state(), [(view, bytes(view)) for view in views])
 
-    def _drive(self, until: int) -> None:
-        """Run the guest until it rings READY or DONE."""
+    def _debug(self, descriptor: int, timeout: int) -> None:
+        """Run the guest as a debugger wants it; a guest that it lets go of has ``timeout`` nanoseconds from then on."""
+        from vmm.machine.debugger import Debugger
+
+        # Somebody else may have written anywhere.
+        self.reusable = False
+        self._deadline = _NEVER
+        debugger = Debugger(
+            descriptor, self.vcpu, self.memory, self.regions, self.bus, lambda event: self._describe(event).message
+        )
+        if not debugger.run(self._entry, lambda bus, check: self._drive(DONE, bus, check)):
+            self._deadline = monotonic_ns() + timeout
+            self._drive(DONE)
+
+    def _drive(self, until: int, bus: Bus | SteppingBus | None = None, check: Callable[[], None] | None = None) -> None:
+        """Run the guest until it rings READY or DONE.
+
+        :param bus: None: the machine's own.
+        :param check: called whenever the guest was interrupted; None: what watches the deadline.
+        """
         vcpu = self.vcpu
-        enter, exit_, write, read = vcpu.enter, vcpu.exit, self.bus.write, self.bus.read
+        bus, check = bus or self.bus, check or self._check
+        enter, exit_, write, read = vcpu.enter, vcpu.exit, bus.write, bus.read
         exits = 0
         try:
             while True:
@@ -270,7 +297,7 @@ class Machine:
                     vcpu.answer(read(exit_.address, exit_.length))
                 elif reason == INTERRUPTED:
                     exits -= 1
-                    self._check()
+                    check()
                 else:
                     self._unexpected(reason)
         finally:
@@ -313,27 +340,28 @@ class Machine:
         self._request_length = length
 
     def _failure(self, event: DeviceEvent) -> Failure:
+        return self._complete(self._describe(event))
+
+    def _describe(self, event: DeviceEvent) -> Failure:
         memory, vcpu = self.memory, self.vcpu
         if isinstance(event, GuestTrap):
-            failure = faults.from_trap(event.vector, vcpu, memory, self.regions)
-        elif isinstance(event, RunAborted):
-            failure = faults.from_abort(event.message, event.site, vcpu, memory)
-        elif isinstance(event, LimitExceeded):
+            return faults.from_trap(event.vector, vcpu, memory, self.regions)
+        if isinstance(event, RunAborted):
+            return faults.from_abort(event.message, event.site, vcpu, memory)
+        if isinstance(event, LimitExceeded):
             message = limit_message(event.limit, event.value)
-            failure = replace(
+            return replace(
                 faults.from_stop(FailureKind.LIMIT, message, vcpu, memory), limit=event.limit, limit_value=event.value
             )
-        elif isinstance(event, FileFailed):
+        if isinstance(event, FileFailed):
             error = event.error
-            failure = Failure(FailureKind.IO, error.message, device=event.device, errno=error.errno)
-        elif isinstance(event, ProtocolViolation):
-            failure = faults.from_stop(FailureKind.PROTOCOL, event.message, vcpu, memory)
-        elif isinstance(event, GuestShutdown):
+            return Failure(FailureKind.IO, error.message, device=event.device, errno=error.errno)
+        if isinstance(event, ProtocolViolation):
+            return faults.from_stop(FailureKind.PROTOCOL, event.message, vcpu, memory)
+        if isinstance(event, GuestShutdown):
             message = "triple fault: the processor could not deliver an exception"
-            failure = faults.from_stop(FailureKind.TRIPLE_FAULT, message, vcpu, memory)
-        else:
-            failure = faults.from_stop(FailureKind.EXCEPTION, str(event), vcpu, memory)
-        return self._complete(failure)
+            return faults.from_stop(FailureKind.TRIPLE_FAULT, message, vcpu, memory)
+        return faults.from_stop(FailureKind.EXCEPTION, str(event), vcpu, memory)
 
     def _timed_out(self, timeout: float) -> Failure:
         message = limit_message("timeout", timeout)

@@ -8,6 +8,7 @@ import os
 from vmm.boundary import FailureKind, Job, Limits, LogEvent, MessageEvent, ProgressEvent, limit_message
 from vmm.cbor import encode
 from vmm.errors import (
+    DebuggerError,
     FileError,
     GuestFailedError,
     KvmError,
@@ -66,6 +67,11 @@ def load_operation(name: str) -> bytes:
         raise OperationLoadError(f"The operation {name} has not been built: run `make guest`", operation=name) from None
 
 
+def debug_file(name: str) -> str:
+    """Path of the debugging information of a guest that comes with the package: an operation, or ``runtime``."""
+    return os.path.join(_GUESTS, name + ".debug")
+
+
 class Session:
     """Runs operations, one after another, on one runner.
 
@@ -76,9 +82,11 @@ class Session:
     :raises UsageError: another log level.
     :param on_log: gets level and one printable line of the guest's log.
     :param on_progress: gets work done and total work.
+    :param await_debugger: called before each run, waits for a debugger; answers the descriptor of its connection, which
+        stays the caller's.
     """
 
-    __slots__ = ("_elf", "_elves", "_log_level", "_on_log", "_on_progress", "limits", "runner")
+    __slots__ = ("_await_debugger", "_elf", "_elves", "_log_level", "_on_log", "_on_progress", "limits", "runner")
 
     def __init__(
         self,
@@ -89,6 +97,7 @@ class Session:
         log_level: int = 0,
         on_log: Callable[[int, str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        await_debugger: Callable[[], int] | None = None,
     ) -> None:
         if log_level not in range(5):
             raise UsageError(f"a log level of {log_level}; there are 0 (off) to 4 (debug)")
@@ -99,6 +108,7 @@ class Session:
         self._log_level = log_level
         self._on_log = on_log
         self._on_progress = on_progress
+        self._await_debugger = await_debugger
 
     def operation(self, name: str) -> bytes:
         """The ELF to run for an operation, read once."""
@@ -144,6 +154,7 @@ class Session:
             limits=self.limits,
             log_level=self._log_level,
             progress=self._on_progress is not None,
+            debugger=None if self._await_debugger is None else self._await_debugger(),
         )
         outcome = self.runner.run(job, on_event)
         if outcome.failure is not None:
@@ -261,6 +272,8 @@ def failure_error(failure: Failure, names: Sequence[str] = ()) -> VmmError:
         error = _file_failed(text, name, failure.errno)
     elif failure.kind == FailureKind.KVM:
         error = KvmError(text, file=name)
+    elif failure.kind == FailureKind.DEBUGGER:
+        error = DebuggerError(text, file=name)
     else:
         error = GuestFailedError(text, file=name, kind=str(failure.kind))
     error.failure = failure

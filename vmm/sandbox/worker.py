@@ -201,6 +201,8 @@ def _leave_frames(frames: tuple[Frame, ...], _: bytes) -> tuple[Frame, ...]:
 def _load(settings: JailSettings) -> None:
     """Whatever will be imported, or looked up by name, after the jail is closed."""
     b"\x1b\xff".decode("utf-8", "backslashreplace").encode("unicode_escape")
+    if "debugger" in settings.features:
+        import vmm.machine.debugger
     if "symbols" in settings.features:
         from elftools.dwarf import callframe, descriptions  # noqa: F401  (they would be imported when used)
 
