@@ -49,6 +49,7 @@ READS = {
 }
 MAY_READ = {
     "devices/backend.py": "the block device: from the file straight into guest memory",
+    "devices/trace.py": "a run that is recorded or replayed: through a buffer into guest memory, summed and copied",
     "machine/doctor.py": "what the kernel says of itself, under /proc and /sys",
     "operations/session.py": "the ELF files of the package's operations",
     "operations/foreign.py": "the ELF file of an operation that the user brings",

@@ -23,7 +23,7 @@ from calltable import (
 )
 from vmm.boundary import KVM_DEVICE, Failure, FailureKind, Outcome
 from vmm.devices.bus import DONE, READY, Bus
-from vmm.devices.errors import DeviceEvent, LimitExceeded, ProtocolViolation, RunAborted
+from vmm.devices.errors import DeviceEvent, LimitExceeded, ProtocolViolation, ReplayDiverged, RunAborted
 from vmm.errors import KvmError, UsageError
 from vmm.kvm import Kvm
 from vmm.kvm.vcpu import EXIT_FAIL_ENTRY, EXIT_INTERNAL_ERROR, EXIT_SHUTDOWN, INTERRUPTED, READ, WRITE
@@ -184,8 +184,8 @@ class Machine:
         bus.begin_run(job, on_event, self._check)
         settled = False
         try:
-            self._write_boot_page(job)
             try:
+                self._write_boot_page(job)
                 vcpu.arm((timeout - 1) % TICK_NS + 1 + _SLACK_NS, TICK_NS)
                 if self._snapshot is None:
                     self._come_up()
@@ -200,6 +200,7 @@ class Machine:
             finally:
                 vcpu.disarm()
             status = bus.control.status if failure is None else None
+            bus.finish_replay(on_event)
             usage = bus.usage(self._exits, monotonic_ns() - start)
             outcome = Outcome(status, failure, usage, bus.device_lengths(), bus.device_errors())
             settled = True
@@ -319,6 +320,8 @@ class Machine:
             )
         elif isinstance(event, ProtocolViolation):
             failure = faults.from_stop(FailureKind.PROTOCOL, event.message, vcpu, memory)
+        elif isinstance(event, ReplayDiverged):
+            failure = faults.from_stop(FailureKind.DIVERGED, event.message, vcpu, memory)
         elif isinstance(event, GuestShutdown):
             message = "triple fault: the processor could not deliver an exception"
             failure = faults.from_stop(FailureKind.TRIPLE_FAULT, message, vcpu, memory)
