@@ -15,6 +15,7 @@ from cbor2 import CBORDecodeError, CBORDecoder, dumps
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import RawIOBase
     from typing import IO
 
     #: What decodes to what.
@@ -81,10 +82,10 @@ class SequenceDecoder:
 
     __slots__ = ("_decoder",)
 
-    def __init__(self, source: IO[bytes], max_depth: int = MAX_DEPTH) -> None:
+    def __init__(self, source: IO[bytes] | RawIOBase, max_depth: int = MAX_DEPTH) -> None:
         # Exact reads, so that the position afterwards is the end of the item.
         self._decoder = CBORDecoder(
-            source,
+            source,  # type: ignore[arg-type]  # IO[bytes] has more methods than a decoder needs
             read_size=1,
             semantic_decoders=_NO_TAGS,
             max_depth=max_depth,

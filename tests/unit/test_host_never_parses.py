@@ -55,6 +55,7 @@ MAY_READ = {
     "operations/foreign.py": "the ELF file of an operation that the user brings",
     "machine/guests.py": "the ELF file of the runtime that comes with the package",
     "machine/memory.py": "mmap of anonymous memory: the RAM of the guest",
+    "replay/reader.py": "the bundle that this program wrote, which is no image; what was read from one is passed on",
     "kvm/_build.py": "when the package is built: the C source of the binding",
 }
 NOT_FILES = {"meter", "backend", "bus", "self", "blocks", "device"}

@@ -24,8 +24,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vmm.devices.script": {"vmm.boundary", "vmm.cbor", "vmm.devices", "vmm.devices.trace"},
     "vmm.machine": {"calltable", "vmm.record", "vmm.boundary", "vmm.errors", "vmm.kvm", "vmm.devices"},
     "vmm.operations": {"calltable", "vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors"},
+    "vmm.version": set(),
+    "vmm.replay": {
+        *("calltable", "vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors", "vmm.operations", "vmm.version"),
+    },
     "vmm.api": {"vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors", "vmm.operations", "vmm.machine"},
-    "vmm.cli": {"calltable", "vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors", "vmm.operations", "vmm.machine"},
+    "vmm.cli": {
+        *("calltable", "vmm.record", "vmm.cbor", "vmm.boundary", "vmm.errors", "vmm.operations", "vmm.machine"),
+        *("vmm.replay", "vmm.version"),
+    },
     "vmm.pytest_plugin": {"vmm.api", "vmm.boundary"},
     "vmm.__main__": {"vmm.cli"},
     "vmm": {"vmm.api", "vmm.boundary", "vmm.errors", "vmm.operations"},

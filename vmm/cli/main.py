@@ -34,6 +34,10 @@ def _dispatch(words: list[str], runner: Runner | None) -> int:
         from vmm.cli.run import run_command
 
         return run_command(words[1:], runner)
+    if command == "replay":
+        from vmm.cli.replay import replay_command
+
+        return replay_command(words[1:], runner)
     if command == "doctor":
         from vmm.cli.doctor import doctor_command
 
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> int
     """Run the command; answers its exit status and never raises.
 
     :param argv: arguments without the program's name; None: the process's own.
-    :param runner: runs the jobs of ``run`` and stays open; None: a machine of this command's own.
+    :param runner: runs the jobs of ``run`` and ``replay`` and stays open; None: a machine of this command's own.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
