@@ -127,13 +127,17 @@ class _Content(io.RawIOBase):
         return not self._unfold()
 
     def read(self, size: int = -1) -> bytes:
-        """At most so many bytes; none at the end."""
+        """So many bytes, fewer only at the end: the decoder takes a short answer for the end."""
         if size > self.item_left:
             self._fail(f"an item is larger than {MAX_ITEM} bytes")
-        if not self._unfold():
-            return b""
-        out = self._output[self._output_at : self._output_at + size]
-        self._output_at += len(out)
+        parts: list[bytes] = []
+        missing = size
+        while missing > 0 and self._unfold():
+            part = self._output[self._output_at : self._output_at + missing]
+            self._output_at += len(part)
+            missing -= len(part)
+            parts.append(part)
+        out = parts[0] if len(parts) == 1 else b"".join(parts)
         self.position += len(out)
         self.item_left -= len(out)
         if self.position > self._limit:
