@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 
 import cbor2
 import pytest
+import zstandard
+from pycddl import Schema, ValidationError
 
+import vmm
 from examples.build import build_c, build_zig
 from tests.images import raw_writer
 from tests.integration.exerciser import MEMORY, Exerciser
@@ -22,6 +26,7 @@ from tests.machines import hostile_operation, job
 from vmm.boundary import DeviceSpec, Event, FailureKind, Job, Limits, MessageEvent, Outcome, TraceEvent
 from vmm.cbor import decode, encode
 from vmm.cli.main import main
+from vmm.devices.trace import CALLS
 from vmm.errors import GuestFailedError, LimitReachedError, OperationLoadError
 from vmm.machine.runner import MachineRunner
 from vmm.record import replace
@@ -364,13 +369,15 @@ def test_a_replay_that_takes_too_long(runner: MachineRunner, disk: DeviceSpec, t
     assert "the clock ended the replay (--timeout)" in str(verdict.difference)
 
 
+def refuse(event: Event) -> None:
+    """A caller that wants no messages."""
+    if isinstance(event, MessageEvent):
+        raise GuestFailedError("the guest emitted nonsense")
+
+
 def test_a_report_that_was_refused(runner: MachineRunner, disk: DeviceSpec, tmp_path: Path) -> None:
     bundle = tmp_path / "run.pyvmm"
     work = job("wrong_cbor", (disk,))
-
-    def refuse(event: Event) -> None:
-        if isinstance(event, MessageEvent):
-            raise GuestFailedError("the guest emitted nonsense")
 
     recorder = Recorder(runner, str(bundle))
     with pytest.raises(GuestFailedError):
@@ -523,6 +530,66 @@ def test_everything_that_a_guest_can_ask_of_a_device(
     verdict = replay(runner, bundle, exerciser.elf)
     assert (verdict.verdict, verdict.difference) == (Verdict.REPRODUCED, None)
     assert verdict.messages == len(steps)
+
+
+# --- the specification ------------------------------------------------------------------------------------------------
+
+DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "bundle.md"
+TEXT = DOCUMENT.read_text(encoding="utf-8")
+
+
+CDDL = "".join(re.findall(r"^```cddl\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
+
+
+def validate(rule: str, encoded: bytes) -> None:
+    """An item against one rule: pycddl panics where arrays of a choice differ in length."""
+    Schema(f"start = {rule}\n{CDDL}").validate_cbor(encoded)
+
+
+def test_bundles_are_as_specified(
+    pyvmm: Command, runner: MachineRunner, exerciser: Exerciser, disk: DeviceSpec, tmp_path: Path
+) -> None:
+    writable = replace(disk, read_only=False, resizable=True, max_length=3 << 20)
+    calls = [
+        *("read", "write-zeroes", "discard", "flush", "block-status"),
+        *("write", "set-length", "read", "set-length"),
+    ]
+    steps = [
+        {"call": call, "offset": 4090, "length": 5 << 20 if number == 8 else 4096, "data": b"data"}
+        for number, call in enumerate(calls)
+    ]
+    recorder = Recorder(runner, "run.pyvmm")
+    recorder.run(exercise(exerciser, steps, writable), lambda _: None)
+    for name in ("divide", "panic", "innocent", "dma_text", "wrong_cbor", "log_flood", "read_flood"):
+        recorder.run(replace(job(name, (disk,), max_messages=5, max_read=1 << 16), log_level=4), lambda _: None)
+    recorder.run(job("spin", (disk,), timeout=0.05), lambda _: None)
+    with pytest.raises(GuestFailedError):
+        recorder.run(job("wrong_cbor", (disk,)), refuse)
+    recorder.commit()
+    recorder.close()
+    content = Path("run.pyvmm").read_bytes()
+    assert content[:10].hex(" ") in TEXT.replace("| 0 to 7 | `", "").replace("0a`", "0a 00 01`")
+    source = io.BytesIO(zstandard.ZstdDecompressor().decompressobj().decompress(content[10:]))
+    kinds = set()
+    while source.tell() < len(source.getvalue()):
+        item = cbor2.CBORDecoder(source, read_size=1).decode()
+        validate(f"{item[0]}-item", cbor2.dumps(item))
+        kinds.add(item[0])
+        if item[0] == "trace":
+            kind = cbor2.loads(item[1])[0]
+            kinds.add(kind)
+            validate("data-piece" if kind == "data" else f"{kind}-call", item[1])
+    assert kinds == {"header", "run", "trace", "message", "log", "end", "data", *CALLS}
+    with pytest.raises(ValidationError):
+        validate("flush-call", cbor2.dumps(["flush", 0, [1], None]))
+    with pytest.raises(ValidationError):
+        validate("end-item", cbor2.dumps(["end", {"outcome": None}]))
+
+
+def test_the_example(pyvmm: Command) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    pyvmm("run", "create", "-f", "qcow2", "disk.qcow2", "1M")
+    exec(compile(example, "docs/bundle.md", "exec"), {"vmm": vmm})
 
 
 # --- bundles that were changed ----------------------------------------------------------------------------------------
