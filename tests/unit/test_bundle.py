@@ -239,6 +239,12 @@ def test_hostile_content(tmp_path: Path, name: str) -> None:
         assert caught.value.message.isprintable()
 
 
+def test_an_item_larger_than_allowed(tmp_path: Path) -> None:
+    content = HEADER + cbor2.dumps(RUN) + cbor2.dumps(["message", bytes(MAX_ITEM)])
+    with pytest.raises(BundleError, match="an item is larger than 1048576 bytes"):
+        read(craft(tmp_path / "b", content))
+
+
 def _zeroes(size: int) -> bytes:
     """A zstd frame of zeroes: blocks of one byte repeated (RFC 8878 section 3.1.1.2.2), 4 bytes for 128 KiB each."""
     block = (1 << 17) << 3 | 1 << 1
@@ -267,7 +273,7 @@ def test_a_bomb_is_bounded_by_item_and_by_limit(tmp_path: Path) -> None:
 def test_a_window_larger_than_ours_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "b"
     frame = bytearray(_zeroes(1 << 18))
-    frame[5] = 0xA0  # 2^30
+    frame[5] = 0x68  # 8 MiB, which the library alone would grant
     path.write_bytes(MAGIC + b"\0\1" + frame)
     with pytest.raises(BundleError, match="compressed content is damaged"):
         read(path)

@@ -241,6 +241,66 @@ def test_no_byte_is_recorded_twice_and_zeroes_are_a_number() -> None:
     ]
 
 
+CONTENT = bytes(range(1, 251)) * 8
+SPEC: dict[str, Any] = {"read_only": False, "resizable": True}
+#: Calls between two reads of everything, and the bytes whose content the first read already told or the call made.
+CHANGING: dict[str, Call] = {
+    "write": ("write", 500, b"w" * 600),
+    "write of zeroes": ("write", 500, bytes(600)),
+    "zero": ("zero", 500, 600, True),
+    "zero without a hole": ("zero", 500, 600, False),
+    "discard": ("discard", 500, 600),
+    "longer": ("length", 2600),
+    "shorter": ("length", 900),
+}
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+@pytest.mark.parametrize("name", CHANGING)
+def test_what_a_call_leaves_behind(name: str, read_before: bool) -> None:
+    calls: list[Call] = [("read", 0, [2000])] if read_before else []
+    calls += [CHANGING[name], ("read", 0, [2600])]
+    recording = Recording()
+    recorded = recording_backends([DeviceSpec(memfd(CONTENT), 2000, **SPEC)], nothing, recording.take)[0]
+    answers = [perform(recorded, call, Charge(10000)) for call in calls]
+    # What the run made itself is not recorded, and no byte is recorded twice.
+    told = sorted(place for offset, data in recording.data for place in range(offset, offset + len(data)))
+    own = set() if read_before else set(range(500, 1100)) if len(CHANGING[name]) > 2 else set(range(900, 2600))
+    assert told == [place for place in range(2000) if place not in own or (name == "longer" and place < 2000)]
+    replayed = recording.script().backends([DeviceSpec(recording.seeds(2000), 2000, **SPEC)], nothing)[0]
+    assert [perform(replayed, call, Charge(10000)) for call in calls] == answers
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "zero"])
+def test_a_failure_in_the_middle(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the first piece: the bytes before the failure are there, in the recorded run and in its replay."""
+    monkeypatch.setattr(module, "PIECE", 700)
+    call: Call = {"read": (kind, 0, [1000, 1000]), "write": (kind, 0, b"w" * 2000), "zero": (kind, 100, 1900, False)}[
+        kind
+    ]
+    disk = Disk(1500)
+    recording = Recording()
+    fd = memfd(CONTENT)
+    recorded = recording_backends([DeviceSpec(fd, 2000, **SPEC)], nothing, recording.take)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "preadv", disk.preadv)
+        patch.setattr(os, "pwritev", disk.pwritev)
+        patch.setattr(FileBackend, "_allocate", lambda *_: False)
+        answer = perform(recorded, call, Charge(10000))
+    assert isinstance(answer, tuple)
+    assert "at byte 1500 failed" in answer[1]
+    call_made = decode(recording.calls[-1])
+    assert isinstance(call_made, list)
+    assert call_made[3][3] == (1400 if kind == "zero" else 1500)  # type: ignore[index]
+    after: Call = ("read", 0, [2000])
+    found = perform(recorded, after, Charge(0))
+    if kind == "read":
+        assert answer[3] == CONTENT[:1500] + b"\xee" * 500
+    replayed = recording.script().backends([DeviceSpec(recording.seeds(2000), 2000, **SPEC)], nothing)[0]
+    assert perform(replayed, call, Charge(10000)) == answer
+    assert perform(replayed, after, Charge(0)) == found
+
+
 def _recorded(content: bytes, *calls: Call) -> Recording:
     recording = Recording()
     backend = recording_backends([DeviceSpec(memfd(content), len(content), read_only=False)], nothing, recording.take)
