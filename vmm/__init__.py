@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vmm.api import ForeignAnswer, ForeignMessage, Machine, check, create, info, measure
     from vmm.boundary import Failure, Limits
     from vmm.errors import (
+        BundleError,
         FileError,
         GuestFailedError,
         KvmError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vmm.operations.measure import MeasureReport
 
 __all__ = [
+    "BundleError",
     "CheckReport",
     "CreateReport",
     "Failure",

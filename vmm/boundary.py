@@ -23,6 +23,9 @@ MIB = 1 << 20
 #: Bytes that the process that runs the machine gets by default, beyond guest memory and its interpreter.
 HOST_MEMORY = 1 << 30
 
+#: Bytes of the record of runs by default, before compression.
+DEFAULT_MAX_RECORD = 1 << 30
+
 #: Where Linux puts the device node of KVM.
 KVM_DEVICE = "/dev/kvm"
 

@@ -14,6 +14,8 @@ from io import BytesIO
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import RawIOBase
+    from typing import IO
 
     from cbor2 import CBORDecodeError, CBORDecoder, dumps
 
@@ -100,29 +102,50 @@ def encode(value: object) -> bytes:
     return dumps(value, canonical=True)
 
 
+class SequenceDecoder:
+    """Decodes the items of a CBOR sequence (RFC 8742), one after another.
+
+    :param source: ``read(n)`` answers at most ``n`` bytes; exactly the bytes of the items are taken from it.
+    :param max_depth: containers inside containers.
+    """
+
+    __slots__ = ("_decoder", "_max_depth")
+
+    def __init__(self, source: IO[bytes] | RawIOBase, max_depth: int = MAX_DEPTH) -> None:
+        self._max_depth = max_depth
+        # Exact reads, so that the position afterwards is the end of the item.
+        self._decoder = CBORDecoder(
+            source,  # type: ignore[arg-type]  # IO[bytes] has more methods than a decoder needs
+            read_size=1,
+            semantic_decoders=_NO_TAGS,
+            max_depth=max_depth,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
+        )
+
+    def item(self) -> Value:
+        """The next item.
+
+        :raises DecodeError: there is none, or it is not of the subset.
+        """
+        try:
+            value: Value = self._decoder.decode()
+        except CBORDecodeError as error:
+            cause = error.__cause__
+            raise DecodeError(str(cause if isinstance(cause, DecodeError) else error)) from None
+        if wrong := _wrong(value, self._max_depth):
+            raise DecodeError(wrong)
+        return value
+
+
 def decode(data: bytes, max_depth: int = MAX_DEPTH) -> Value:
     """Decode exactly one item.
 
     :raises DecodeError: anything else, whatever the bytes are.
     """
     source = BytesIO(data)
-    # Exact reads, so that the position afterwards is the end of the item.
-    decoder = CBORDecoder(
-        source,
-        read_size=1,
-        semantic_decoders=_NO_TAGS,
-        max_depth=max_depth,
-        allow_indefinite=False,
-        allow_duplicate_keys=False,
-        strict_hashable_types=True,
-    )
-    try:
-        value: Value = decoder.decode()
-    except CBORDecodeError as error:
-        cause = error.__cause__
-        raise DecodeError(str(cause if isinstance(cause, DecodeError) else error)) from None
+    value = SequenceDecoder(source, max_depth).item()
     if source.tell() != len(data):
         raise DecodeError(f"{len(data) - source.tell()} bytes after the item, at byte {source.tell()}")
-    if wrong := _wrong(value, max_depth):
-        raise DecodeError(wrong)
     return value

@@ -95,6 +95,12 @@ class OperationLoadError(VmmError):
     exit_status = EXIT_USAGE
 
 
+class BundleError(VmmError):
+    """A bundle is damaged, or is not one that this version can replay; the details say where."""
+
+    code = "bundle"
+
+
 class RefusedError(VmmError):
     """The operation refused the image or the request; ``guest_code`` is the code of its error message."""
 

@@ -49,6 +49,7 @@ READS = {
 }
 MAY_READ = {
     "devices/backend.py": "the block device: from the file straight into guest memory",
+    "devices/trace.py": "a run that is recorded or replayed: through a buffer into guest memory, summed and copied",
     "machine/doctor.py": "what the kernel says of itself, under /proc and /sys",
     "operations/session.py": "the ELF files of the package's operations",
     "operations/foreign.py": "the ELF file of an operation that the user brings",
@@ -56,6 +57,7 @@ MAY_READ = {
     "machine/memory.py": "mmap of anonymous memory: the RAM of the guest",
     "host/_build.py": "when the package is built: the C source of the binding",
     "machine/gdb_link.py": "the connection to gdb",
+    "replay/reader.py": "the bundle that this program wrote, which is no image; what was read from one is passed on",
     "kvm/_build.py": "when the package is built: the C source of the binding",
     "sandbox/_build.py": "when the package is built: the C source of the binding",
     "sandbox/cgroup.py": "what the kernel says of control groups, under /proc and /sys",

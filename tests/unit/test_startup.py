@@ -12,7 +12,8 @@ import pytest
 HEAVY = (
     *("argparse", "ast", "cffi", "contextlib", "ctypes", "dataclasses", "decimal", "elftools", "enum"),
     *("gettext", "importlib.metadata", "inspect", "json", "logging", "pathlib", "pyroute2", "random", "re"),
-    *("shlex", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "uuid"),
+    *("shlex", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "uuid", "zstandard"),
+    *("vmm.devices.script", "vmm.devices.trace", "vmm.replay"),
 )
 
 PROGRAM = """

@@ -71,7 +71,8 @@ def _site(frame: Frame) -> str:
     return printable(f"{where} in {frame.function}" if frame.function is not None else where)
 
 
-def _failure_lines(failure: Failure) -> list[str]:
+def failure_lines(failure: Failure) -> list[str]:
+    """Where and how a run failed, for people."""
     lines = [f"  at {_site(frame)}" for frame in failure.backtrace]
     if failure.address is not None:
         access = f"{failure.access} of " if failure.access else ""
@@ -98,5 +99,5 @@ def error_text(error: VmmError, path: str | None = None) -> str:
         message = f"{printable(path)}: {message}"
     lines = [f"pyvmm: {message}"]
     if error.failure is not None and error.failure.limit is None:
-        lines += _failure_lines(error.failure)
+        lines += failure_lines(error.failure)
     return "\n".join(lines) + "\n"

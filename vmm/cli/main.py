@@ -35,6 +35,10 @@ def _dispatch(words: list[str], runner: Runner | None, process: Process | None) 
         from vmm.cli.run import run_command
 
         return run_command(words[1:], runner, process)
+    if command == "replay":
+        from vmm.cli.replay import replay_command
+
+        return replay_command(words[1:], runner)
     if command == "doctor":
         from vmm.cli.doctor import doctor_command
 
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None, runner: Runner | None = None, proces
     """Run the command; answers its exit status and never raises, but for what the handlers of :func:`entry` raise.
 
     :param argv: arguments without the program's name; None: the process's own.
-    :param runner: runs the jobs of ``run`` and stays open; None: a machine of this command's own.
+    :param runner: runs the jobs of ``run`` and ``replay`` and stays open; None: a machine of this command's own.
     :param process: a worker's process that was started beforehand, for that machine.
     """
     words = list(sys.argv[1:] if argv is None else argv)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from vmm.boundary import KVM_DEVICE
 from vmm.cli import runoptions
 from vmm.cli.arguments import options_text, parse
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from vmm.boundary import Runner
     from vmm.cbor import Value
     from vmm.cli.arguments import Arguments
+    from vmm.replay.recorder import Recorder
     from vmm.sandbox.layers import JailReport
     from vmm.sandbox.spawn import Process
 
@@ -71,7 +74,7 @@ def _options_help(operation: str, arguments: Arguments) -> int:
     return EXIT_OK
 
 
-def _new_runner(arguments: Arguments, process: Process | None, *, warm: bool) -> Runner:
+def new_runner(arguments: Arguments, process: Process | None = None, *, warm: bool) -> Runner:
     """The machine; imported here, so that a mistake in the words is told without it."""
     kvm = arguments.get("kvm") or KVM_DEVICE
     if runoptions.sandbox_off(arguments):
@@ -94,7 +97,8 @@ def _new_runner(arguments: Arguments, process: Process | None, *, warm: bool) ->
     )
 
 
-def _load(path: str) -> bytes:
+def load_elf_file(path: str) -> bytes:
+    """The ELF that an option or operand names; see :func:`vmm.operations.foreign.load_elf`."""
     from vmm.operations.foreign import load_elf
 
     return load_elf(path)
@@ -114,20 +118,20 @@ class Command:
         self.files = self._files()
         self.many = len(self.files) > 1
         limits = runoptions.limits(arguments)
-        self._elf = _load(operation) if is_path(operation) else None
+        self._elf = load_elf_file(operation) if is_path(operation) else None
         op_elf = arguments.get("op-elf")
-        verbosity = arguments.count("verbose")
         self._debugger = self._prepare_debugger()
         self._connections: list[socket] = []
         self.progress = Progress(asked="progress" in arguments)
-        self.runner = _new_runner(arguments, process, warm=self.many) if runner is None else runner
+        self.runner = new_runner(arguments, process, warm=self.many) if runner is None else runner
         self._own_runner = runner is None
+        self.recorder = self._record(arguments.get("record"))
         self.session = Session(
-            self.runner,
+            self.recorder or self.runner,
             limits=limits,
-            elf=None if op_elf is None else _load(op_elf),
-            log_level=min(_LOG_INFO + verbosity - 1, _LOG_DEBUG) if verbosity else 0,
-            on_log=_log,
+            elf=None if op_elf is None else load_elf_file(op_elf),
+            log_level=log_level_of(arguments),
+            on_log=show_log,
             on_progress=self.progress.update if self.progress.wanted else None,
             await_debugger=self._debugger,
         )
@@ -167,11 +171,30 @@ class Command:
             raise UsageError("Expecting at least one image file name")
         return operands
 
+    def _record(self, path: str | None) -> Recorder | None:
+        """What records the runs, if that is asked for; imported here, since a plain run does not need it."""
+        if path is None:
+            if "max-record" in self.arguments:
+                raise UsageError("--max-record needs --record")
+            return None
+        for file in self.files:
+            self._refuse_replacing(path, file)
+        from vmm.replay.recorder import Recorder
+
+        return Recorder(self.runner, path, runoptions.max_record(self.arguments), follow_symlinks=self.follow)
+
+    @staticmethod
+    def _refuse_replacing(record: str, file: str) -> None:
+        if os.path.realpath(record) == os.path.realpath(file):
+            raise UsageError(f"The record would replace a file of the run: '{printable(record)}'")
+
     def close(self) -> None:
-        """Give up the machine and the progress line."""
+        """Give up the machine, a bundle that is not complete, and the progress line."""
         self.progress.finish()
         for connection in self._connections:
             connection.close()
+        if self.recorder is not None:
+            self.recorder.close()
         if self._own_runner:
             self.runner.close()
 
@@ -192,6 +215,8 @@ class Command:
                 self._fail(error, path)
                 status = error.exit_status
             statuses.append(status)
+        if self.recorder is not None and not self.recorder.commit():
+            err(f"pyvmm: nothing is recorded in '{printable(self.recorder.path)}'\n")
         return worst(statuses)
 
     def _named(self, error: OperationLoadError) -> OperationLoadError:
@@ -303,6 +328,9 @@ class Command:
         for key, name in (("backing", "backing_file"), ("backing-format", "backing_fmt")):
             if key in arguments:
                 options[name] = arguments.get(key)
+        data_file = options.get("data_file")
+        if self.recorder is not None and isinstance(data_file, str):
+            self._refuse_replacing(self.recorder.path, data_file)
         report = create(
             self.session,
             str(path),
@@ -358,7 +386,14 @@ def _show_jail(report: JailReport) -> None:
         err(f"sandbox: {printable(line.strip())}\n")
 
 
-def _log(level: int, text: str) -> None:
+def log_level_of(arguments: Arguments) -> int:
+    """The level of the guest's log that ``-v`` and ``-vv`` ask for."""
+    verbosity = arguments.count("verbose")
+    return min(_LOG_INFO + verbosity - 1, _LOG_DEBUG) if verbosity else 0
+
+
+def show_log(level: int, text: str) -> None:
+    """One printable line of the guest's log, on stderr."""
     name = _LOG_LEVELS[level] if 0 < level < len(_LOG_LEVELS) else str(level)
     err(f"guest: {name}: {text}\n")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calltable import LARGE_PAGE_SIZE
-from vmm.boundary import KVM_DEVICE, Limits
+from vmm.boundary import DEFAULT_MAX_RECORD, KVM_DEVICE, Limits
 from vmm.cli.arguments import Option
 from vmm.errors import UsageError
 from vmm.operations.sizes import parse_number
@@ -13,14 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.cli.arguments import Arguments
 
-_COMMON = (
-    Option("help", ("-h", "--help"), None, "show this text"),
-    Option("output", ("--output",), "human|json", "how to answer (default: human)"),
-    Option("quiet", ("-q", "--quiet"), None, "no text on stdout"),
-    Option("progress", ("-p", "--progress"), None, "show progress on stderr"),
-    Option("share", ("-U", "--force-share"), None, "accepted: images are never locked"),
-    Option("follow", ("-L", "--follow-symlinks"), None, "follow a symbolic link named as FILE"),
-    Option("verbose", ("-v", "--verbose"), None, "the guest's log on stderr (-vv: more)"),
+#: What a run may use.
+LIMIT_OPTIONS = (
     Option("timeout", ("--timeout",), "SECONDS", "wall time of each run"),
     Option("max-read", ("--max-read",), "SIZE", "bytes read from each image"),
     Option("max-write", ("--max-write",), "SIZE", "bytes written to the output"),
@@ -29,11 +23,29 @@ _COMMON = (
     Option("max-host-memory", ("--max-host-memory",), "SIZE", "memory of the process that runs the machine"),
     Option("max-messages", ("--max-messages",), "N", "messages of the report"),
     Option("max-report", ("--max-report",), "SIZE", "bytes of the report"),
+)
+SANDBOX_OPTIONS = (
     Option("sandbox", ("--sandbox",), "on|off", "jail the process that runs the machine (default: on)"),
     Option("require-sandbox", ("--require-sandbox",), None, "refuse to run unless every layer of the jail holds"),
+)
+GDB = Option("gdb", ("--gdb",), "PORT", "wait for gdb on this port of localhost (0: any free one)")
+MAX_RECORD = Option("max-record", ("--max-record",), "SIZE", "bytes of a bundle before compression (default: 1G)")
+KVM = Option("kvm", ("--kvm",), "PATH", f"the KVM device (default: {KVM_DEVICE})")
+_COMMON = (
+    Option("help", ("-h", "--help"), None, "show this text"),
+    Option("output", ("--output",), "human|json", "how to answer (default: human)"),
+    Option("quiet", ("-q", "--quiet"), None, "no text on stdout"),
+    Option("progress", ("-p", "--progress"), None, "show progress on stderr"),
+    Option("share", ("-U", "--force-share"), None, "accepted: images are never locked"),
+    Option("follow", ("-L", "--follow-symlinks"), None, "follow a symbolic link named as FILE"),
+    Option("verbose", ("-v", "--verbose"), None, "the guest's log on stderr (-vv: more)"),
+    *LIMIT_OPTIONS,
+    *SANDBOX_OPTIONS,
     Option("op-elf", ("--op-elf",), "PATH", "run this ELF as the operation"),
-    Option("gdb", ("--gdb",), "PORT", "wait for gdb on this port of localhost (0: any free one)"),
-    Option("kvm", ("--kvm",), "PATH", f"the KVM device (default: {KVM_DEVICE})"),
+    GDB,
+    Option("record", ("--record",), "PATH", "write what happens to a bundle that `pyvmm replay` repeats"),
+    MAX_RECORD,
+    KVM,
 )
 _FORMAT = Option("format", ("-f", "--format"), "FMT", "format of FILE (default: detected in the guest)")
 _OPTIONS = Option("options", ("-o", "--options"), "K=V,...", "creation options (-o help lists them)")
@@ -144,6 +156,14 @@ def _seconds(text: str) -> float:
     if not 0 < value <= 1e9:
         raise UsageError(f"--timeout takes a number of seconds above 0, not '{printable(text)}'")
     return value
+
+
+def max_record(arguments: Arguments) -> int:
+    """Bytes of a bundle's content.
+
+    :raises UsageError: no size.
+    """
+    return _amount(arguments, "max-record", DEFAULT_MAX_RECORD, 1)
 
 
 def limits(arguments: Arguments) -> Limits:

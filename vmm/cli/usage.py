@@ -4,6 +4,7 @@ from __future__ import annotations
 
 USAGE = """\
 usage: pyvmm run OPERATION [options] FILE...
+       pyvmm replay [options] FILE
        pyvmm doctor [--output human|json]
        pyvmm --version
 
@@ -14,6 +15,7 @@ Runs one operation on disk images inside a KVM sandbox.
   run check FILE...             whether it is consistent
   run create -f FMT FILE SIZE   plan and write an empty image
   run ./operation.elf FILE...   an operation of your own
+  replay FILE                   repeat what `run --record FILE` recorded, without the image
   doctor                        what this host has, and what to do about what it lacks
 
 `pyvmm run OPERATION --help` lists the options.

@@ -124,7 +124,8 @@ class FileBackend:
         inside = min(length, max(self.length - offset, 0))
         done = self._move(os.preadv, "reading", offset, views, length, inside)
         if done < inside:
-            raise BackendError(ERROR_IO, f"the file now ends at or before byte {offset + done}, it had {self.length}")
+            message = f"the file now ends at or before byte {offset + done}, it had {self.length}"
+            raise BackendError(ERROR_IO, message, done=done)
         if inside < length:
             for view in cut(views, inside, length):
                 view[:] = bytes(len(view))
@@ -136,10 +137,14 @@ class FileBackend:
         """
         if self.read_only:
             raise BackendError(ERROR_READ_ONLY, "the device is read-only")
+        self._put(offset, views, length)
+
+    def _put(self, offset: int, views: Sequence[memoryview], length: int) -> None:
+        """The work of :meth:`write`, for :meth:`zero` as well."""
         inside = min(length, max(self.length - offset, 0))
         done = self._move(os.pwritev, "writing", offset, views, length, inside)
         if done < inside:
-            raise BackendError(ERROR_IO, f"writing at byte {offset + done} wrote nothing")
+            raise BackendError(ERROR_IO, f"writing at byte {offset + done} wrote nothing", done=done)
 
     def _move(
         self,
@@ -164,7 +169,7 @@ class FileBackend:
             try:
                 moved = call(self.fd, part, offset + done)
             except OSError as error:
-                raise _failure(doing, offset + done, error) from None
+                raise _failure(doing, offset + done, error, done) from None
             if moved == 0:
                 break
             done += moved
@@ -232,21 +237,26 @@ class FileBackend:
             while left > 0:
                 piece = memoryview(_ZEROES)[: min(left, len(_ZEROES))]
                 charge(len(piece))
-                self.write(position, [piece], len(piece))
+                try:
+                    self._put(position, [piece], len(piece))
+                except BackendError as error:
+                    error.done += position - offset
+                    raise
                 position += len(piece)
                 left -= len(piece)
                 self.check()
 
-    def discard(self, offset: int, length: int) -> None:
+    def discard(self, offset: int, length: int) -> bool:
         """``length`` bytes from ``offset`` are no longer needed: a hole where the file system can, otherwise nothing.
+
+        Answers whether there is a hole now, so that the range reads as zero.
 
         :raises BackendError: read-only, or no space for what the hole leaves.
         """
         if self.read_only:
             raise BackendError(ERROR_READ_ONLY, "the device is read-only")
         length = min(length, max(self.length - offset, 0))
-        if length > 0:
-            self._allocate(_PUNCH_HOLE, offset, length)
+        return length > 0 and self._allocate(_PUNCH_HOLE, offset, length)
 
     def _allocate(self, mode: int, offset: int, length: int) -> bool:
         """fallocate(2); false when the file system has no such thing."""
@@ -313,8 +323,8 @@ class Extents:
         return start, end - start, flags
 
 
-def _failure(doing: str, offset: int | None, error: OSError) -> BackendError:
+def _failure(doing: str, offset: int | None, error: OSError, done: int = 0) -> BackendError:
     number = error.errno or errno.EIO
     code = ERROR_NO_SPACE if number in _NO_SPACE else ERROR_IO
     where = "" if offset is None else f" at byte {offset}"
-    return BackendError(code, f"{doing}{where} failed: {os.strerror(number)}", number)
+    return BackendError(code, f"{doing}{where} failed: {os.strerror(number)}", number, done)

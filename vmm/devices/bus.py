@@ -12,10 +12,11 @@ from vmm.devices.errors import BackendError, FileFailed, ProtocolViolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmm.boundary import Event, Job
     from vmm.devices.memory import GuestMemory
+    from vmm.devices.script import Script
 
 __all__ = ["CONTINUE", "DONE", "READY", "Bus"]
 
@@ -52,6 +53,7 @@ class Bus:
         self.meter = Meter()
         self.blocks = tuple(BlockDevice(memory, self.meter, index) for index in range(device_count))
         self.control = ControlDevice(memory, self.meter, self.blocks)
+        self._script: Script | None = None
 
     def begin_run(self, job: Job, on_event: Callable[[Event], None], check: Callable[[], None] = _nothing) -> None:
         """Put the job's files behind the devices and zero the counters.
@@ -63,11 +65,32 @@ class Bus:
             raise ValueError(f"a job with {len(job.devices)} devices on a machine with {len(self.blocks)}")
         self.meter.begin(job.limits)
         self.control.begin(on_event, job.log_level, job.progress)
-        for block, spec in zip(self.blocks, job.devices, strict=True):
-            block.attach(FileBackend(spec, check, job.limits.max_output))
+        # Only runs that are recorded or replayed pay for these imports; who has lost the file system by now has
+        # imported them before.
+        backends: Sequence[FileBackend]
+        most = job.limits.max_output
+        if job.replay is not None:
+            from vmm.devices.script import Script
+
+            self._script = Script(job.replay)
+            backends = self._script.backends(job.devices, check, most)
+        elif job.record:
+            from vmm.devices.trace import recording_backends
+
+            backends = recording_backends(job.devices, check, on_event, most)
+        else:
+            backends = [FileBackend(spec, check, most) for spec in job.devices]
+        for block, backend in zip(self.blocks, backends, strict=True):
+            block.attach(backend)
+
+    def finish_replay(self, on_event: Callable[[Event], None]) -> None:
+        """At the end of a run that replays a trace: say how much of it was used.  Nothing for other runs."""
+        if self._script is not None:
+            on_event(self._script.end())
 
     def end_run(self) -> None:
         """Forget files and callbacks; counters, lengths and requests of the run are gone with them."""
+        self._script = None
         self.meter.begin(None)
         self.control.begin()
         for block in self.blocks:

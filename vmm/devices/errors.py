@@ -60,6 +60,17 @@ class ProtocolViolation(DeviceEvent):
         self.message = message
 
 
+class ReplayDiverged(DeviceEvent):
+    """The guest asked a device for something else than in the run that was recorded, or the record cannot answer it.
+
+    :param message: one sentence: which call it was, what was recorded and what came.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
 class MemoryAccessError(Exception):
     """A device was pointed at guest memory that it may not touch.  Raised by ``GuestMemory.view`` only.
 
@@ -95,10 +106,12 @@ class BackendError(Exception):
     :param code: an ERROR_* number of the call table.
     :param message: one sentence without the file's name.
     :param errno: the system's number, when there is one.
+    :param done: bytes that were read or written before it failed.
     """
 
-    def __init__(self, code: int, message: str, errno: int | None = None) -> None:
-        super().__init__(code, message, errno)
+    def __init__(self, code: int, message: str, errno: int | None = None, done: int = 0) -> None:
+        super().__init__(code, message, errno, done)
         self.code = code
         self.message = message
         self.errno = errno
+        self.done = done

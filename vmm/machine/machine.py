@@ -23,7 +23,7 @@ from calltable import (
 )
 from vmm.boundary import KVM_DEVICE, Failure, FailureKind, Outcome, limit_message
 from vmm.devices.bus import DONE, READY, Bus
-from vmm.devices.errors import DeviceEvent, FileFailed, LimitExceeded, ProtocolViolation, RunAborted
+from vmm.devices.errors import DeviceEvent, FileFailed, LimitExceeded, ProtocolViolation, ReplayDiverged, RunAborted
 from vmm.errors import KvmError, UsageError
 from vmm.kvm import Kvm
 from vmm.kvm.vcpu import EXIT_FAIL_ENTRY, EXIT_INTERNAL_ERROR, EXIT_SHUTDOWN, INTERRUPTED, READ, WRITE
@@ -214,6 +214,7 @@ class Machine:
             finally:
                 vcpu.disarm()
             status = bus.control.status if failure is None else None
+            bus.finish_replay(on_event)
             usage = bus.usage(self._exits, monotonic_ns() - start)
             outcome = Outcome(status, failure, usage, bus.device_lengths(), bus.device_errors(), bus.device_errnos())
             settled = True
@@ -358,6 +359,8 @@ class Machine:
             return Failure(FailureKind.IO, error.message, device=event.device, errno=error.errno)
         if isinstance(event, ProtocolViolation):
             return faults.from_stop(FailureKind.PROTOCOL, event.message, vcpu, memory)
+        if isinstance(event, ReplayDiverged):
+            return faults.from_stop(FailureKind.DIVERGED, event.message, vcpu, memory)
         if isinstance(event, GuestShutdown):
             message = "triple fault: the processor could not deliver an exception"
             return faults.from_stop(FailureKind.TRIPLE_FAULT, message, vcpu, memory)

@@ -59,12 +59,24 @@ def load_operation(name: str) -> bytes:
     """
     if name not in OPERATIONS:
         raise UsageError(f"There is no operation '{printable(name)}'; there are {', '.join(OPERATIONS)}")
+    return _load_guest(name, "operation")
+
+
+def load_runtime() -> bytes:
+    """The ELF of the runtime that comes with the package.
+
+    :raises OperationLoadError: it has not been built.
+    """
+    return _load_guest("runtime", "guest")
+
+
+def _load_guest(name: str, what: str) -> bytes:
     path = os.path.join(_GUESTS, name + ".elf")
     try:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
-        raise OperationLoadError(f"The operation {name} has not been built: run `make guest`", operation=name) from None
+        raise OperationLoadError(f"The {what} {name} has not been built: run `make guest`", operation=name) from None
 
 
 def debug_file(name: str) -> str:

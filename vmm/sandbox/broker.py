@@ -205,7 +205,7 @@ class _Meter:
 
     def __init__(self, job: Job) -> None:
         self._limits = job.limits
-        self._record = job.record
+        self._traced = job.record or job.replay is not None
         self._messages = self._bytes = self._logs = 0
 
     def count(self, event: Event) -> None:
@@ -216,7 +216,7 @@ class _Meter:
         elif isinstance(event, LogEvent):
             self._logs += 1
             self._bytes += len(event.text)
-        elif isinstance(event, TraceEvent) and not self._record:
+        elif isinstance(event, TraceEvent) and not self._traced:
             raise WorkerLostError("it broke the protocol: a trace that nobody asked for")
         if max(self._messages, self._logs) > limits.max_messages or self._bytes > limits.max_report:
             raise WorkerLostError("it broke the protocol: a report beyond its limits")

@@ -201,6 +201,10 @@ def _leave_frames(frames: tuple[Frame, ...], _: bytes) -> tuple[Frame, ...]:
 def _load(settings: JailSettings) -> None:
     """Whatever will be imported, or looked up by name, after the jail is closed."""
     b"\x1b\xff".decode("utf-8", "backslashreplace").encode("unicode_escape")
+    if "record" in settings.features:
+        import vmm.devices.trace
+    if "replay" in settings.features:
+        import vmm.devices.script
     if "debugger" in settings.features:
         import vmm.machine.debugger
     if "symbols" in settings.features:
