@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from vmm.machine.runner import MachineRunner
 
 pytestmark = pytest.mark.kvm
 
+ROOT = Path(__file__).resolve().parents[2]
 BASE = calltable.OPERATION_BASE
 TF = 1 << 8
 #: Step until something else happens, without a packet for each.
@@ -645,6 +648,54 @@ def test_a_debugged_machine_is_not_used_again(functions: dict[str, int]) -> None
             assert run.client.ask("k") == b"OK"
             ended_by_the_debugger(run.outcome(), "ended")
         assert runner.run(work, ignore).status == 0
+
+
+#: A debugged run whose thread may not open, import or connect anything, as in a process that has lost all that.
+ALONE = """
+import sys, threading
+from tests.gdb_client import DebuggedRun
+from tests.machines import MEMORY, job
+from vmm.machine.machine import Machine
+import vmm.machine.debugger
+
+seen, watched = [], set()
+HARMLESS = ("sys._getframe", "object.", "builtins.id", "gc.", "code.", "exec", "compile")
+
+def hook(event, arguments):
+    if threading.get_ident() in watched and not event.startswith(HARMLESS):
+        seen.append((event, arguments))
+
+sys.addaudithook(hook)
+work = job("innocent")
+machine = Machine(work.elf, 0, MEMORY)
+
+def run(job, on_event):
+    watched.add(threading.get_ident())
+    try:
+        return machine.run(job, on_event)
+    finally:
+        watched.clear()
+
+with DebuggedRun(run, work) as debugged:
+    client = debugged.client
+    client.ask("qSupported:swbreak+")
+    client.ask("qXfer:features:read:target.xml:0,1000")
+    client.ask("qXfer:memory-map:read::0,1000")
+    place = client.register("rip")
+    client.ask("Z0,%x,1" % (place + 1))
+    assert client.ask("c").startswith(b"T05")
+    client.step()
+    client.set_register("xmm0", 1)
+    client.set_memory(place, b"x")
+    assert client.ask("c") == b"W00"
+    assert debugged.outcome().status == 0
+print(seen)
+"""
+
+
+def test_a_debugged_run_needs_nothing_but_its_connection() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_the_messages_arrive_as_without_a_debugger(start: Start) -> None:
