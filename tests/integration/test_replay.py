@@ -21,6 +21,7 @@ from pycddl import Schema, ValidationError
 import vmm
 from examples.build import build_c, build_zig
 from tests.images import raw_writer
+from tests.integration import command
 from tests.integration.exerciser import MEMORY, Exerciser
 from tests.machines import hostile_operation, job
 from vmm.boundary import DeviceSpec, Event, FailureKind, Job, Limits, MessageEvent, Outcome, TraceEvent
@@ -530,6 +531,16 @@ def test_everything_that_a_guest_can_ask_of_a_device(
     verdict = replay(runner, bundle, exerciser.elf)
     assert (verdict.verdict, verdict.difference) == (Verdict.REPRODUCED, None)
     assert verdict.messages == len(steps)
+
+
+def test_the_real_command(tmp_path: Path) -> None:
+    assert command.run("run", "create", "-f", "vpc", "image", "1M", cwd=tmp_path).status == 0
+    done = command.run("run", "measure", "--record", "run.pyvmm", "-O", "qcow2", "image", cwd=tmp_path)
+    assert (done.status, done.err) == (0, "")
+    (tmp_path / "image").unlink()
+    done = command.run("replay", "-v", "run.pyvmm", cwd=tmp_path)
+    assert (done.status, done.err) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pyvmm"]
 
 
 # --- the specification ------------------------------------------------------------------------------------------------
