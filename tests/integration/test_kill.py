@@ -171,6 +171,8 @@ def test_kill(place: str, round_: int, request: pytest.FixtureRequest) -> None:
     moment = whole.seconds * (share if round_ % 3 else 0.7 + 0.35 * share)
     mark = f"{os.getpid()}-{place}-{round_}"
     target = where.seen / "image"
+    for left in where.seen.iterdir():
+        left.unlink()  # of a round that failed
     if existing:
         target.write_bytes(OLD)
     descriptors = len(os.listdir("/proc/self/fd"))
