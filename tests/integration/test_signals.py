@@ -157,6 +157,27 @@ def test_in_a_finaliser() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"pyvmm: terminated\n")
 
 
+#: More signals while the first one's clean-up is under way.
+CLEANING = """
+import os, signal
+from vmm.cli import main
+def command():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        print("cleaned up", flush=True)
+main.main = command
+main.entry()
+"""
+
+
+def test_while_cleaning_up() -> None:
+    done = subprocess.run([sys.executable, "-c", CLEANING], capture_output=True, check=False, env=environment())
+    assert (done.returncode, done.stdout, done.stderr) == (143, b"cleaned up\n", b"pyvmm: terminated\n")
+
+
 def test_the_library_installs_nothing() -> None:
     program = (
         "import signal; names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)\n"
