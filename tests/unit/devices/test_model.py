@@ -192,9 +192,42 @@ class DeviceComparison(RuleBasedStateMachine):
     def restart_queue(self, stop: bool) -> None:
         self.set(model.QUEUE_READY, 0)
         if not stop:
+            # All indexes begin anew (2.7.6, 2.7.8).
             self.put(AVAILABLE + 2, bytes(2))
             self.position = 0
             self.set(model.QUEUE_READY, 1)
+            self._simple_request()
+
+    @rule(word=st.sampled_from((0, 1)), value=st.sampled_from((0, 2**32 - 1, 1 << 28)))
+    def features_too_late(self, word: int, value: int) -> None:
+        """After FEATURES_OK they are settled (3.1.1)."""
+        self._revive()
+        self.set(model.DRIVER_FEATURES_SEL, word)
+        self.set(model.DRIVER_FEATURES, value)
+        self._simple_request()
+
+    @rule(value=st.integers(0, 3) | st.just(2**32 - 4))
+    def acknowledge(self, value: int) -> None:
+        self._revive()
+        self._simple_request()
+        self.set(model.INTERRUPT_ACK, value)
+
+    @rule(size=st.sampled_from((4, 8, 16)), more=st.sampled_from((-1, 0, 1)))
+    def chain_as_long_as_the_queue(self, size: int, more: int) -> None:
+        """An indirect one, right but for its length."""
+        self._bring_up(size, 0, 0, AVAILABLE, USED)
+        buffers = [(self._place(struct.pack("<IIQ", 0, 0, 0)), 16, 0)]
+        buffers += [(self._place(b"\xee"), 0, WRITE)] * (size + more - 2)
+        buffers.append((self._place(b"\xee"), 1, WRITE))
+        self._chain(buffers, True)
+        self.set(model.QUEUE_NOTIFY, 0)
+
+    def _simple_request(self) -> None:
+        """A read, indirect as it is when that was accepted."""
+        if self.model.queue.ready and self.size:
+            buffers = [(self._place(struct.pack("<IIQ", 8, 0, 0)), 16, 0), (self._place(b"\xee" * 21), 21, WRITE)]
+            self._chain(buffers, self.model.negotiated(model.INDIRECT_DESC) or self.size < 2)
+            self.set(model.QUEUE_NOTIFY, 0)
 
     @rule(
         kind=st.sampled_from((0, 0, 1, 1, 4, 8, 11, 13, 2, 10, 14, 0xFFFF_FFFF)),
