@@ -92,7 +92,10 @@ class Debuggees:
         return str(path)
 
     def wait(self, *words: str) -> Waiting:
-        made = Waiting("run", *words, "--gdb", "0")
+        return self.wait_for("run", *words)
+
+    def wait_for(self, *words: str) -> Waiting:
+        made = Waiting(*words, "--gdb", "0")
         self.waiting.append(made)
         return made
 
@@ -322,3 +325,39 @@ def test_a_file_that_is_not_there_is_told_before_gdb_is_waited_for() -> None:
     done = run("run", "info", "/nonexistent/image", "--gdb", "0")
     assert done.status == 1
     assert "waiting" not in done.err
+
+
+def test_a_replay(debuggees: Debuggees, image: str, tmp_path: Path) -> None:
+    """A recorded run under gdb, without its image: breakpoints and steps, and it still reproduces."""
+    bundle = str(tmp_path / "run.pyvmm")
+    elf = debuggees.elf()
+    assert run("run", elf, "--record", bundle, image).status == 0
+    os.unlink(image)
+    waiting = debuggees.wait_for("replay", bundle, "--op-elf", elf)
+    text = waiting.debug("break add", "continue", "info args", "next", "stepi", "delete", "continue")
+    assert "left = 10\nright = 1\n" in text
+    done = waiting.done()
+    assert done.status == 0, done
+    assert done.out.splitlines()[-1].startswith(f"{bundle}: reproduced: status 0")
+
+
+def test_a_replay_of_a_shipped_operation(debuggees: Debuggees, image: str, tmp_path: Path) -> None:
+    """The debugging information is found by the name of the operation that was recorded."""
+    bundle = str(tmp_path / "run.pyvmm")
+    assert run("run", "info", "-f", "raw", "--record", bundle, image).status == 0
+    os.unlink(image)
+    waiting = debuggees.wait_for("replay", bundle)
+    text = waiting.debug("backtrace", "continue")
+    assert re.search(r"#0 .*start .*\.zig:\d+", text), text
+    done = waiting.done()
+    assert done.status == 0, done
+    assert "reproduced: status 0" in done.out
+
+
+def test_a_replay_that_is_killed(debuggees: Debuggees, image: str, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "run.pyvmm")
+    elf = debuggees.elf()
+    assert run("run", elf, "--record", bundle, image).status == 0
+    waiting = debuggees.wait_for("replay", bundle, "--op-elf", elf)
+    waiting.debug("kill")
+    assert waiting.done().status != 0

@@ -10,11 +10,14 @@ from vmm.cli.run import load_elf_file, log_level_of, new_runner, show_log
 from vmm.cli.terminal import err, out
 from vmm.errors import EXIT_FAILED, EXIT_LIMIT, EXIT_OK, GuestFailedError, UsageError
 from vmm.operations.decode import decode_envelope
+from vmm.operations.session import debug_file
 from vmm.operations.text import printable, printable_bytes
 from vmm.replay.player import Player, Verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from socket import socket
+
     from vmm.boundary import Runner
     from vmm.cli.arguments import Arguments
 
@@ -24,7 +27,9 @@ _OPTIONS = (
     Option("quiet", ("-q", "--quiet"), None, "the verdict only"),
     Option("verbose", ("-v", "--verbose"), None, "the guest's log on stderr (-vv: more)"),
     Option("op-elf", ("--op-elf",), "PATH", "the ELF that was recorded, when it did not come with the package"),
+    runoptions.GDB,
     *runoptions.LIMIT_OPTIONS,
+    *runoptions.SANDBOX_OPTIONS,
     runoptions.MAX_RECORD,
     runoptions.KVM,
 )
@@ -49,6 +54,7 @@ def replay_command(words: list[str], runner: Runner | None = None) -> int:
     limits = runoptions.limits(arguments)
     op_elf = arguments.get("op-elf")
     elf = None if op_elf is None else load_elf_file(op_elf)
+    gdb = _Gdb(arguments.get("gdb"), op_elf)
     own = new_runner(arguments, warm=True) if runner is None else None
     player = Player(
         runner or own,  # type: ignore[arg-type]  # one of them is there
@@ -59,12 +65,47 @@ def replay_command(words: list[str], runner: Runner | None = None) -> int:
         log_level=log_level_of(arguments),
         on_message=None if "quiet" in arguments else show.message,
         on_log=show.log if "verbose" in arguments else None,
+        await_debugger=gdb.wait if "gdb" in arguments else None,
     )
     try:
         return worst([show.verdict(verdict) for verdict in player.replay(show.path)])
     finally:
+        gdb.close()
         if own is not None:
             own.close()
+
+
+class _Gdb:
+    """The debugger of a replay: one connection for each run.
+
+    :param port: ``--gdb``, None without.
+    :param op_elf: ``--op-elf``, None without.
+    :raises UsageError: the port is none.
+    """
+
+    def __init__(self, port: str | None, op_elf: str | None) -> None:
+        self._port = 0
+        self._op_elf = op_elf
+        self._connection: socket | None = None
+        if port is not None:
+            from vmm.cli.debug import port_number
+
+            self._port = port_number(port)
+
+    def wait(self, operation: str | None) -> int:
+        """Wait for gdb; answers the descriptor of its connection."""
+        from vmm.cli.debug import await_debugger
+
+        self.close()
+        symbols = str(self._op_elf) if operation is None else debug_file(operation)
+        self._connection = await_debugger(self._port, symbols)
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """Close the connection of the last run.  Idempotent."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 class _Show:

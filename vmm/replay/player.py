@@ -93,7 +93,8 @@ class Player:
     :param log_level: at least this much of the guest's log; what was not recorded is not compared.
     :param on_message: gets each message as the guest wrote it: hostile input.
     :param on_log: gets level and text of each line: hostile input.
-    :param debugger: a connection to a debugger, see :class:`vmm.boundary.Job`.
+    :param await_debugger: called before each run with the name of its operation, None for the given ELF; waits for a
+        debugger and answers the descriptor of its connection, which stays the caller's.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Player:
         on_message: Callable[[bytes], None] | None = None,
         on_log: Callable[[int, bytes], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
-        debugger: int | None = None,
+        await_debugger: Callable[[str | None], int] | None = None,
     ) -> None:
         self._runner = runner
         self._elf = elf
@@ -119,7 +120,7 @@ class Player:
         self._on_message = on_message
         self._on_log = on_log
         self._on_progress = on_progress
-        self._debugger = debugger
+        self._await_debugger = await_debugger
 
     def replay(self, path: str) -> Iterator[Verdict]:
         """Replay every run of a bundle, one after another.
@@ -133,19 +134,19 @@ class Player:
             count = 0
             while (run := reader.next_run()) is not None:
                 count += 1
-                elf = self._operation(reader, run)
+                name, elf = self._operation(reader, run)
                 limits = self._allowed(run)
                 loaded = _Loaded(run)
                 try:
                     self._load(reader, loaded)
-                    yield self._play(loaded, elf, limits)
+                    yield self._play(loaded, name, elf, limits)
                 finally:
                     loaded.close()
             if not count:
                 reader.fail("it holds no run")
 
-    def _operation(self, reader: BundleReader, run: RecordedRun) -> bytes:
-        """The ELF that was recorded, by its hash."""
+    def _operation(self, reader: BundleReader, run: RecordedRun) -> tuple[str | None, bytes]:
+        """The ELF that was recorded, by its hash, and its name when it came with the package."""
         runtime = sha256(load_runtime())
         if runtime != run.runtime_sha256:
             raise BundleError(
@@ -157,7 +158,7 @@ class Player:
         if self._elf is not None:
             found = sha256(self._elf)
             if found == wanted:
-                return self._elf
+                return None, self._elf
             raise OperationLoadError(
                 f"The given ELF is not the one that was recorded: SHA-256 {found.hex()}, recorded {wanted.hex()}",
                 file=reader.path,
@@ -165,7 +166,7 @@ class Player:
         for name in OPERATIONS:
             elf = load_operation(name)
             if sha256(elf) == wanted:
-                return elf
+                return name, elf
         raise OperationLoadError(
             f"'{printable(reader.path)}' was recorded with an operation that does not come with this package: SHA-256 "
             f"{wanted.hex()}, {run.elf_length} bytes; give its ELF with --op-elf",
@@ -232,7 +233,7 @@ class Player:
                 written = os.pwrite(loaded.fds[number], view, offset)
                 view, offset = view[written:], offset + written
 
-    def _play(self, loaded: _Loaded, elf: bytes, limits: Limits) -> Verdict:
+    def _play(self, loaded: _Loaded, name: str | None, elf: bytes, limits: Limits) -> Verdict:
         run = loaded.run
         log_level = max(run.log_level, self._log_level)
         comparer = EventComparer(loaded.events, run.log_level)
@@ -266,7 +267,7 @@ class Player:
             log_level=log_level,
             progress=run.progress,
             replay=bytes(loaded.trace),
-            debugger=self._debugger,
+            debugger=None if self._await_debugger is None else self._await_debugger(name),
         )
         outcome: Outcome | None = None
         try:
