@@ -20,6 +20,8 @@ from bench.clock import Contender, race
 AIM_WARM = 5.0
 #: The command line against a bare interpreter start, at most.
 AIM_CLI = 2.5
+#: Closing the jail of a process that has been started, in milliseconds, at most.
+AIM_JAIL = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,11 @@ def run(rounds: int) -> Result:
             sample = bench.images[0]
             sample_qemu = contenders.qemu_img(sample)
             field: list[Contender] = [contenders.bare_interpreter(), contenders.command_line(sample)]
+            field.append(contenders.command_line(sample, "--sandbox=off"))
+            field.append(bench.start_jail())
             field.append(bench.measure_cold(sample))
             field.extend(bench.measure_warm(image) for image in bench.images)
+            field.extend(bench.measure_jailed(image) for image in bench.images)
             field.extend(one for image in bench.images if (one := contenders.qemu_img(image)) is not None)
             lives: list[int] = []
             field.append(Contender("bare VM in C", lambda: lives.extend(bare.lives(program, 1))))
@@ -75,15 +80,24 @@ def run(rounds: int) -> Result:
             rows = [Row(s.name, s.median / 1000, s.best / 1000) for s in times.values() if s.name != "bare VM in C"]
             floor = statistics.median(lives[1:])
             rows.append(Row("bare VM in C", floor / 1000, min(lives[1:]) / 1000))
+            closings = [ns / 1000 for ns in bench.closings[1:]]
+            rows.append(Row("jail: close", statistics.median(closings), min(closings)))
             median = {row.name: row.median_us for row in rows}
             ratios = [Ratio("cold life cycle / bare VM in C", median[f"cold {sample.name}"] / (floor / 1000))]
             cli = median[f"pyvmm {sample.name}"] / median["python -c pass"]
             ratios.append(Ratio("command line / python -c pass", cli, f"<= {AIM_CLI}", cli <= AIM_CLI))
+            free = median[f"pyvmm --sandbox=off {sample.name}"]
+            ratios.append(Ratio("command line / without its jail", median[f"pyvmm {sample.name}"] / free))
+            for image in bench.images:
+                cost = median[f"jailed {image.name}"] / median[f"warm {image.name}"]
+                ratios.append(Ratio(f"warm in its jail / without, {image.name}", cost))
+            closing = median["jail: close"] / 1000
+            ratios.append(Ratio("closing the jail, ms", closing, f"<= {AIM_JAIL}", closing <= AIM_JAIL))
             if sample_qemu is not None:
                 for image in bench.images:
-                    faster = median[f"qemu-img {image.name}"] / median[f"warm {image.name}"]
+                    faster = median[f"qemu-img {image.name}"] / median[f"jailed {image.name}"]
                     ratios.append(
-                        Ratio(f"warm images/s / qemu-img, {image.name}", faster, f">= {AIM_WARM}", faster >= AIM_WARM)
+                        Ratio(f"jailed images/s / qemu-img, {image.name}", faster, f">= {AIM_WARM}", faster >= AIM_WARM)
                     )
                 slower = median[f"pyvmm {sample.name}"] / median[f"qemu-img {sample.name}"]
                 ratios.append(Ratio("command line / qemu-img process", slower))

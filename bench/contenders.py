@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from bench.clock import Contender
-from vmm.boundary import Event, Job, Outcome, Usage
+from vmm.boundary import Event, Job, Outcome, Runner, Usage
 from vmm.machine.runner import MachineRunner
 from vmm.operations.create import create
 from vmm.operations.measure import measure
 from vmm.operations.session import Session
+from vmm.sandbox.broker import JailedRunner
 
 #: name -> (driver, bytes, creation options) of the images that are measured.
 IMAGES: dict[str, tuple[str, int, dict[str, str]]] = {
@@ -30,7 +31,7 @@ IMAGES: dict[str, tuple[str, int, dict[str, str]]] = {
 class Recording:
     """A runner that remembers what the last run used."""
 
-    def __init__(self, runner: MachineRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.usage = Usage()
 
@@ -59,6 +60,10 @@ class Bench:
         self.cold = Recording(MachineRunner(warm=False))
         self._warm_session = Session(self.warm)
         self._cold_session = Session(self.cold)
+        self.jailed = Recording(JailedRunner())
+        self._jailed_session = Session(self.jailed)
+        #: What closing each jail took, in nanoseconds.
+        self.closings: list[int] = []
         self.images = [self._image(name) for name in IMAGES]
 
     def __enter__(self) -> Self:
@@ -69,6 +74,7 @@ class Bench:
     ) -> None:
         self.warm.close()
         self.cold.close()
+        self.jailed.close()
 
     def _image(self, name: str) -> Image:
         driver, size, options = IMAGES[name]
@@ -83,6 +89,19 @@ class Bench:
     def measure_cold(self, image: Image) -> Contender:
         """One measurement on a machine that is made for it and thrown away."""
         return Contender(f"cold {image.name}", lambda: self._measure(self._cold_session, image))
+
+    def measure_jailed(self, image: Image) -> Contender:
+        """One measurement in the jailed process that stays: what every caller of the library gets."""
+        return Contender(f"jailed {image.name}", lambda: self._measure(self._jailed_session, image), inner=5)
+
+    def start_jail(self) -> Contender:
+        """A process started, its jail closed, and ended again; no machine."""
+
+        def work() -> None:
+            with JailedRunner() as runner:
+                self.closings.append(runner.examine().close_ns)
+
+        return Contender("jail: start, close, end", work)
 
     @staticmethod
     def _measure(session: Session, image: Image) -> object:
@@ -102,9 +121,10 @@ def qemu_img(image: Image) -> Contender | None:
     return _process(f"qemu-img {image.name}", program, *_arguments(image))
 
 
-def command_line(image: Image) -> Contender:
+def command_line(image: Image, *options: str) -> Contender:
     """The installed command for the same question."""
-    return _process(f"pyvmm {image.name}", str(Path(sys.executable).with_name("pyvmm")), "run", *_arguments(image))
+    name = " ".join(("pyvmm", *options, image.name))
+    return _process(name, str(Path(sys.executable).with_name("pyvmm")), "run", *_arguments(image), *options)
 
 
 def bare_interpreter() -> Contender:
@@ -117,4 +137,6 @@ def _arguments(image: Image) -> tuple[str, ...]:
 
 
 def _process(name: str, *command: str) -> Contender:
-    return Contender(name, lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+    return Contender(
+        name, lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    )

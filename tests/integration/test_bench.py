@@ -30,7 +30,7 @@ def test_json() -> None:
     compared = {ratio["name"]: ratio for ratio in report["ratios"]}
     assert compared["command line / python -c pass"]["aim"] == "<= 2.5"
     if shutil.which("qemu-img"):
-        assert compared["warm images/s / qemu-img, raw"]["aim"] == ">= 5.0"
+        assert compared["jailed images/s / qemu-img, raw"]["aim"] == ">= 5.0"
 
 
 def test_table_shows_the_aims() -> None:
