@@ -161,7 +161,7 @@ def test_in_a_finaliser() -> None:
 CLEANING = """
 import os, signal
 from vmm.cli import main
-def command():
+def command(process=None):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     finally:
