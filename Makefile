@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 OP ?= measure
 IMAGE ?= build/sample.vhd
 ARGS ?=
+TARGET ?= all
+SECONDS ?= 60
+JOBS ?= 1
 
-.PHONY: run test lint format guest generate zig-test check-binary-sizes bench clean
+.PHONY: run test lint format guest generate zig-test check-binary-sizes bench fuzz-host clean
 
 # The environment: the package in editable mode with what development needs.  Made again when its list changes.
 $(VENV)/.ready: pyproject.toml setup.py vmm/kvm/_build.py vmm/kvm/_binding_source.c
@@ -59,6 +62,15 @@ check-binary-sizes: guest
 
 bench: guest
 	$(BIN)/python -m bench
+
+# What only fuzzing needs, into the same environment.
+$(VENV)/.fuzz-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --group fuzz
+	touch $@
+
+# `make fuzz-host TARGET=device SECONDS=600 JOBS=2`; every target without TARGET.
+fuzz-host: guest $(VENV)/.fuzz-ready
+	$(BIN)/python -m fuzzing $(TARGET) --seconds $(SECONDS) --jobs $(JOBS)
 
 clean:
 	rm -rf build dist vmm/_guest vmm/kvm/*.so vmm/kvm/_binding.c .zig-cache .mypy_cache .ruff_cache .pytest_cache

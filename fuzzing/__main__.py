@@ -24,9 +24,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _replay(target: targets.Target, paths: list[Path]) -> None:
-    for path in paths or targets.corpus(target.name):
+    chosen = paths or targets.inputs(target.name)
+    for path in chosen:
         target.run(path.read_bytes())
-    print(f"{target.name}: {len(paths or targets.corpus(target.name))} inputs: no finding")
+    print(f"{target.name}: {len(chosen)} inputs: no finding")
 
 
 def main() -> int:

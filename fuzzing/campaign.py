@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuzzing.targets import CORPUS, Target
+from fuzzing import targets
+from fuzzing.targets import Target
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,6 +84,11 @@ def _dictionary(target: Target, work: Path) -> list[str]:
     return [f"-dict={path}"]
 
 
+def _committed(target: Target) -> list[str]:
+    folders = (targets.CORPUS / target.name, targets.FINDINGS / target.name)
+    return [str(folder) for folder in folders if folder.is_dir()]
+
+
 def run(
     target: Target, work: Path, *, seconds: int = 0, runs: int = -1, jobs: int = 1, seed: int = 0, prepare: str = ""
 ) -> Result:
@@ -95,7 +101,7 @@ def run(
     :param prepare: Python code that each process runs first, for tests of the harness.
     """
     corpus, artifacts = work / "corpus", work / "artifacts"
-    for folder in (corpus, artifacts, CORPUS / target.name):
+    for folder in (corpus, artifacts):
         folder.mkdir(parents=True, exist_ok=True)
     known = set(artifacts.iterdir())
     options = [f"-artifact_prefix={artifacts}/", "-print_final_stats=1", "-reload=1", *_dictionary(target, work)]
@@ -109,7 +115,7 @@ def run(
         with (work / f"log-{job}").open("wb") as log:
             children.append(
                 subprocess.Popen(
-                    [*command, str(corpus), str(CORPUS / target.name)],
+                    [*command, str(corpus), *_committed(target)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -148,14 +154,14 @@ def merge(target: Target, work: Path) -> tuple[int, int]:
     smallest = work / "merged"
     shutil.rmtree(smallest, ignore_errors=True)
     smallest.mkdir(parents=True)
-    sources = [folder for folder in (CORPUS / target.name, work / "corpus") if folder.is_dir()]
+    sources = [*_committed(target), *([str(work / "corpus")] if (work / "corpus").is_dir() else [])]
     # Each branch once, not once for each count of passes through it: a corpus to commit is small.
-    command = _command(target, "-set_cover_merge=1", "-use_counters=0", str(smallest), *map(str, sources))
+    command = _command(target, "-set_cover_merge=1", "-use_counters=0", str(smallest), *sources)
     with (work / "log-merge").open("wb") as log:
         subprocess.run(command, stdout=log, stderr=log, cwd=ROOT, env=_environment(), check=True)
     kept = [path.read_bytes() for path in smallest.iterdir()]
     if not kept:
         raise RuntimeError(f"the merge kept nothing; see {work / 'log-merge'}")
-    shutil.rmtree(CORPUS / target.name, ignore_errors=True)
-    write_inputs(CORPUS / target.name, kept)
+    shutil.rmtree(targets.CORPUS / target.name, ignore_errors=True)
+    write_inputs(targets.CORPUS / target.name, kept)
     return len(kept), sum(map(len, kept))

@@ -1,4 +1,4 @@
-"""The process that fuzzes: ``python -m fuzzing.child TARGET [libFuzzer's options and folders]``, started by the campaign.
+"""The process that fuzzes: ``python -m fuzzing.child TARGET [libFuzzer's options and folders]``; campaigns start it.
 
 Only what is imported inside the ``with`` below is instrumented, and only the host's own code is worth it: the branches
 of the harness would lead the search away.

@@ -123,7 +123,7 @@ def command(words: Sequence[str], runner: Runner) -> Said:
             del os.environ["PYVMM_TRACEBACK"]
         else:
             os.environ["PYVMM_TRACEBACK"] = saved[2]
-    out, err = (stream.buffer.getvalue().decode("utf-8") for stream in streams)  # type: ignore[attr-defined]
+    out, err = (stream.buffer.getvalue().decode("utf-8") for stream in streams)
     assert status in STATUSES, f"exit status {status}"
     assert open_descriptors() == before, "a descriptor was left open"
     assert not left, f"{left} left behind"

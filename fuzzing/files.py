@@ -115,7 +115,9 @@ class File:
         if self.read_only:
             assert self._sample() == self._before, "a read-only file was written"
         if self._tail:
-            assert os.pread(self.fd, len(self._tail), self.told) == self._tail, "bytes behind the end of the device were written"
+            assert os.pread(self.fd, len(self._tail), self.told) == self._tail, (
+                "bytes behind the end of the device were written"
+            )
 
     def close(self) -> None:
         """Give it up."""
@@ -222,8 +224,8 @@ class System:
         file = self.files[fd]
         assert not file.read_only, "a hole in a read-only device"
         assert mode & 1, "fallocate that may change the length"
-        assert 0 <= offset
-        assert 0 < length
+        assert offset >= 0
+        assert length > 0
         return int(_binding_lib.pyvmm_fallocate(fd, mode, offset, length))
 
     @contextmanager

@@ -92,7 +92,9 @@ class Guest:
         self.events.clear()
         self._looks = 0
         self.system.begin()
-        self.bus.begin_run(Job(b"", b"", specs, self.limits, self.log_level, self.progress), self.events.append, self._look)
+        self.bus.begin_run(
+            Job(b"", b"", specs, self.limits, self.log_level, self.progress), self.events.append, self._look
+        )
         self.system.breathe()
         self.bus.boot_devices()
 
@@ -248,7 +250,7 @@ class Guest:
         """Extents are in order, without gaps, inside what was asked, and no two neighbours are alike."""
         device, start, length, array, capacity = arguments
         if count < 0:
-            assert -16 <= count
+            assert count >= -16
             return
         assert count <= min(capacity, 1024)
         assert device < len(self.files)

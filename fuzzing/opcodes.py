@@ -114,7 +114,9 @@ class Player:
         """Queue, place, address, length, flags, next."""
         table = rings(self.device(), 0)[0]
         place = self.source.byte()
-        self._descriptor(table, place, self.guest.address(), self.source.number(), self.source.byte(), self.source.byte())
+        self._descriptor(
+            table, place, self.guest.address(), self.source.number(), self.source.byte(), self.source.byte()
+        )
 
     def _descriptor(self, table: int, place: int, address: int, length: int, flags: int, following: int) -> None:
         packed = struct.pack("<QIHH", address & (1 << 64) - 1, length & _LOW, flags, following)
@@ -177,8 +179,8 @@ class Player:
     def request(self) -> None:
         """Device, style, type, sector, pieces of data: a chain in order, made available; notified unless asked not to.
 
-        The style says whether the chain is indirect, whether the header is cut, whether data go the wrong way, and whether
-        the status has a descriptor of its own.
+        The style says whether the chain is indirect, whether the header is cut, whether data go the wrong way, and
+        whether the status has a descriptor of its own.
         """
         device, style = self.device(), self.source.byte()
         kind = KINDS[self.source.byte() % len(KINDS)]

@@ -13,7 +13,7 @@ GROWTH_KIB = 192 << 10
 def guarded(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
     """The same, with an assertion about memory afterwards.
 
-    The peak only ever rises, so that this sees the first input that needs more than all before; a campaign starts small.
+    The peak only ever rises, so that this sees the first input that needs more than all before it.
     """
 
     def one(data: bytes) -> None:

@@ -1,13 +1,14 @@
 """What all tests share: when a test may be skipped, and where the optional foreign images are.
 
-A test that needs KVM or qemu-img says so with a marker and is skipped only where they are absent.  Where they have
-to be there (our own CI), ``PYVMM_REQUIRE_KVM=1`` and ``PYVMM_REQUIRE_QEMU_IMG=1`` turn that absence into a failure,
-so that a green run cannot be an empty one.
+A test that needs KVM, qemu-img or atheris says so with a marker and is skipped only where they are absent.  Where they
+have to be there (our own CI), ``PYVMM_REQUIRE_KVM=1``, ``PYVMM_REQUIRE_QEMU_IMG=1`` and ``PYVMM_REQUIRE_ATHERIS=1``
+turn that absence into a failure, so that a green run cannot be an empty one.
 """
 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -26,12 +27,19 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip, or fail, what needs qemu-img where there is none; the package's plugin does the same for KVM."""
-    if item.get_closest_marker("qemu_img") is None or (shutil.which("qemu-img") and shutil.which("qemu-io")):
+    """Skip, or fail, what needs a program that is not there; the package's plugin does the same for KVM."""
+    if item.get_closest_marker("qemu_img") is not None:
+        _require("qemu-img", "PYVMM_REQUIRE_QEMU_IMG", bool(shutil.which("qemu-img") and shutil.which("qemu-io")))
+    if item.get_closest_marker("atheris") is not None:
+        _require("atheris", "PYVMM_REQUIRE_ATHERIS", importlib.util.find_spec("atheris") is not None)
+
+
+def _require(name: str, variable: str, there: bool) -> None:
+    if there:
         return
-    if os.environ.get("PYVMM_REQUIRE_QEMU_IMG") == "1":
-        pytest.fail("qemu-img is not installed, and PYVMM_REQUIRE_QEMU_IMG=1 does not allow that", pytrace=False)
-    pytest.skip("qemu-img is not installed")
+    if os.environ.get(variable) == "1":
+        pytest.fail(f"{name} is not installed, and {variable}=1 does not allow that", pytrace=False)
+    pytest.skip(f"{name} is not installed")
 
 
 class ForeignImages:

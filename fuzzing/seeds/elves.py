@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 _NOBITS = 8
 
 
-def with_sections(sections: list[tuple[str, int, bytes, int | None]]) -> bytes:
+def with_sections(sections: Sequence[tuple[str, int, bytes, int | None]]) -> bytes:
     """A small operation with these sections: name, type, content, and size where it is not the content's."""
     base = elf_writer.operation()
     names = b"\0" + b"".join(name.encode() + b"\0" for name, *_ in sections) + b".shstrtab\0"
@@ -41,7 +41,9 @@ def with_sections(sections: list[tuple[str, int, bytes, int | None]]) -> bytes:
         offset = len(base) + len(body)
         length = len(content) if size is None else size
         entry = 24 if kind == 2 else 0
-        headers.append(_SECTION_HEADER.pack(names.find(name.encode() + b"\0"), kind, 0, 0, offset, length, link, 0, 1, entry))
+        headers.append(
+            _SECTION_HEADER.pack(names.find(name.encode() + b"\0"), kind, 0, 0, offset, length, link, 0, 1, entry)
+        )
         body += content
     patched = bytearray(base + body)
     struct.pack_into("<Q", patched, 40, len(patched))

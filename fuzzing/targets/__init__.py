@@ -13,7 +13,11 @@ NAMES = ("device", "queue", "control", "report", "elf", "fault", "cbor", "argume
 #: Packages besides our own whose branches guide the search, by target.
 INSTRUMENTED = {"elf": ("elftools",)}
 
-CORPUS = Path(__file__).resolve().parent.parent / "corpus"
+_FOLDER = Path(__file__).resolve().parent.parent
+#: Inputs that reach much, a folder for each target, made by ``--merge``.
+CORPUS = _FOLDER / "corpus"
+#: Inputs that once found something, a folder for each target; nothing removes them.
+FINDINGS = _FOLDER / "findings"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def load(name: str) -> Target:
     return target
 
 
-def corpus(name: str) -> list[Path]:
-    """The committed inputs of a target."""
-    return sorted(path for path in (CORPUS / name).glob("*") if path.is_file())
+def inputs(name: str) -> list[Path]:
+    """The committed inputs of a target: its corpus and what once found something."""
+    folders = (CORPUS / name, FINDINGS / name)
+    return sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir())

@@ -32,13 +32,66 @@ from vmm.operations.options import OPTIONS
 #: Words by number; the order is part of every corpus file, so that new ones come last.
 WORDS = (
     *("run", "info", "measure", "check", "create", "op.elf", "./op.elf", "image", "other", "empty", "link", "folder"),
-    *("missing", "new", "folder/new", "/dev/null", "-f", "-O", "-o", "--output=json", "--output", "json", "human", "raw"),
+    *(
+        "missing",
+        "new",
+        "folder/new",
+        "/dev/null",
+        "-f",
+        "-O",
+        "-o",
+        "--output=json",
+        "--output",
+        "json",
+        "human",
+        "raw",
+    ),
     *("qcow2", "vpc", "vmdk", "help", "?", "--size", "1G", "0x10k", "1.5M", "-1", "9223372036854775807", "--", "-"),
-    *("-q", "-p", "-U", "-L", "-v", "-vv", "-h", "--help", "-V", "--version", "doctor", "--timeout", "0.5", "nan", "1e9"),
+    *(
+        "-q",
+        "-p",
+        "-U",
+        "-L",
+        "-v",
+        "-vv",
+        "-h",
+        "--help",
+        "-V",
+        "--version",
+        "doctor",
+        "--timeout",
+        "0.5",
+        "nan",
+        "1e9",
+    ),
     *("--max-read", "--max-memory=4M", "--max-messages", "0", "--op-elf", "--kvm", "--unix-time", "--uuid"),
-    *("00112233-4455-6677-8899-aabbccddeeff", "--qemu-version", "9.0", "-b", "-F", "-u", "-r", "all", "-l", "--image-opts"),
+    *(
+        "00112233-4455-6677-8899-aabbccddeeff",
+        "--qemu-version",
+        "9.0",
+        "-b",
+        "-F",
+        "-u",
+        "-r",
+        "all",
+        "-l",
+        "--image-opts",
+    ),
     *("cluster_size=4k", "preallocation=falloc", "data_file=data", "backing_file=a,,b", "size=1M,nocow", "encrypt.x=1"),
-    *("\x1b[31m", "\u202e", "\udcff", "e=\u0301", "\x00", "=", ",", "--out=json", "-qpUL", "--s", "help=", "\U0001f600" * 3),
+    *(
+        "\x1b[31m",
+        "\u202e",
+        "\udcff",
+        "e=\u0301",
+        "\x00",
+        "=",
+        ",",
+        "--out=json",
+        "-qpUL",
+        "--s",
+        "help=",
+        "\U0001f600" * 3,
+    ),
 )
 _OPTION_WORDS = tuple(
     sorted({name for operation in BY_OPERATION for option in options_of(operation) for name in option.names})
@@ -77,7 +130,9 @@ def _word(source: Source) -> str:
     if choice < 0xC0:
         return _OPTION_WORDS[choice % len(_OPTION_WORDS)]
     if choice < 0xE0:
-        return _word(source) + _word(source) if choice & 1 else f"{sorted(OPTIONS)[choice % len(OPTIONS)]}={_word(source)}"
+        return (
+            _word(source) + _word(source) if choice & 1 else f"{sorted(OPTIONS)[choice % len(OPTIONS)]}={_word(source)}"
+        )
     return source.take(source.byte() & 63).decode("utf-8", "surrogateescape")
 
 
@@ -104,7 +159,7 @@ def _answer(job: Job, on_event: Callable[[Event], None]) -> Outcome:
 def run(data: bytes) -> None:
     """See above."""
     source = Source(data)
-    words = []
+    words: list[str] = []
     while source and len(words) < 40:
         words.append(_safe(_word(source)))
     if len(words) > 1 and words[0] != "doctor" and words[0].startswith(("i", "m", "c")):

@@ -49,7 +49,23 @@ def seeds() -> Iterable[bytes]:
     """The examples of RFC 8949 appendix A by kind, and messages of real runs."""
     from fuzzing.seeds import reports
 
-    values: list[object] = [0, 23, 24, 255, 256, 65536, 2**32, 2**64 - 1, -1, -25, -(2**64), True, None, b"\x01", "IETF"]
+    values: list[object] = [
+        0,
+        23,
+        24,
+        255,
+        256,
+        65536,
+        2**32,
+        2**64 - 1,
+        -1,
+        -25,
+        -(2**64),
+        True,
+        None,
+        b"\x01",
+        "IETF",
+    ]
     values += ["\u00fc\u6c34\U00010151", [1, [2, 3], []], {"a": 1, "b": [2, {"c": 3}]}, 1.5, 2**70, {1: 2}, {1, 2}]
     yield from (cbor2.dumps(value) for value in values)
     yield from (b"\x9f\x01\xff", b"\xbf\x61a\x01\xff", b"\xa2\x61a\x01\x61a\x02", b"\xf7", b"\xf8\xff", b"\xc1\x01")

@@ -1,5 +1,5 @@
-"""Whatever a control block and a batch hold, the doorbell answers it, delivers exactly the messages that are there within
-the budgets, or ends the run with a DeviceEvent.
+"""Whatever a control block and a batch hold, the doorbell answers it and delivers exactly the messages that are there,
+within the budgets, or ends the run with a DeviceEvent.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Whatever a guest writes to registers and memory, nothing but a DeviceEvent leaves the bus, every access ends within its
-budgets, and neither memory that no device may write nor a read-only file changes.
+"""Whatever a guest writes to registers and memory, nothing but a DeviceEvent leaves the bus, every access ends within
+its budgets, and neither memory that no device may write nor a read-only file changes.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def _check_image(image: elf.Image, data: bytes, start: int, size: int) -> None:
     for segment in image.segments:
         assert end <= segment.page_start <= segment.address
         assert segment.address + segment.size <= segment.page_end <= start + size
-        assert 0 < segment.size
+        assert segment.size > 0
         assert len(segment.data) <= segment.size
         assert segment.data in data
         assert not (segment.write and segment.execute)
@@ -53,7 +53,7 @@ def _symbolise(data: bytes) -> None:
     found = symbols._Symbols(data, shipped=False)
     assert monotonic_ns() - begin < PATIENCE_NS + _LATE_NS
     places = {ct.OPERATION_BASE, ct.OPERATION_BASE + 0x1000, 0, (1 << 64) - 1}
-    places.update(start for start, *_ in (found.functions[:4] + found.lines[:4]))  # type: ignore[operator]
+    places.update(start for start, *_ in (found.functions[:4] + found.lines[:4]))
     frames = tuple(found.frame(place, place) for place in sorted(places))
     for frame in frames:
         assert type(frame) is Frame

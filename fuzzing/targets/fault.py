@@ -1,5 +1,5 @@
-"""Whatever registers and stack a guest leaves behind, the report of its fault is made, within MAX_FRAMES frames, and shows
-nothing raw.
+"""Whatever registers and stack a guest leaves behind, the report of its fault is made, of MAX_FRAMES frames at most,
+and shows nothing raw.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def run(data: bytes) -> None:
     while source and len(memory.parts) < 40:
         start = _address(source)
         memory.parts.append((start, struct.pack("<QQ", _address(source), _address(source))))
-    vcpu: Any = SimpleNamespace(
-        registers=lambda: dict(registers), special_registers=lambda: SimpleNamespace(cr2=cr2)
-    )
+    vcpu: Any = SimpleNamespace(registers=lambda: dict(registers), special_registers=lambda: SimpleNamespace(cr2=cr2))
     if kind % 3 == 0:
         failure = faults.from_trap(vector, vcpu, memory, fixed_regions(kind >> 4, 0))
     elif kind % 3 == 1:

@@ -158,7 +158,8 @@ def run(data: bytes) -> None:
         _check_json(said)
     runs = len({"image", "other"} & set(words)) or 1
     most = runs * (_OUT_OF_IN * script.size() + 20_000)
-    assert len(said.out) + len(said.err) <= most, f"{len(said.out)} + {len(said.err)} characters of output, {most} allowed"
+    shown = len(said.out) + len(said.err)
+    assert shown <= most, f"{shown} characters of output, {most} allowed"
 
 
 def seeds() -> Iterable[bytes]:
