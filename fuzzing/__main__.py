@@ -18,7 +18,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=campaign.ROOT / "build" / "fuzz", help="where everything is kept")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--seeds", action="store_true", help="only make the first inputs, by running the real thing")
-    what.add_argument("--merge", action="store_true", help="only make the committed corpus anew from all inputs")
+    what.add_argument(
+        "--merge", action="store_true", help="only make the committed corpus anew from all inputs; needs no atheris"
+    )
     what.add_argument("--replay", nargs="*", type=Path, help="only run these inputs, or the corpus; needs no atheris")
     return parser.parse_args()
 
@@ -36,7 +38,7 @@ def main() -> int:
     clean = True
     for name in targets.NAMES if arguments.target == "all" else (arguments.target,):
         target = targets.load(name)
-        work = arguments.work / name
+        work = arguments.work.resolve() / name
         if arguments.seeds:
             inputs = [data[: target.max_length] for data in target.seeds()]
             campaign.write_inputs(work / "corpus", inputs)

@@ -130,6 +130,10 @@ class TestUsage:
         assert main(["run", "measure", "-O", "qcow2", "-o", "?"]) == 0
         assert "cluster_size=<size>" in capsys.readouterr().out
 
+    def test_option_help_for_a_made_up_format(self, capsys: Capture) -> None:
+        assert main(["run", "create", "-o", "help", "-f", "\x1b[2J"]) == 0
+        assert capsys.readouterr().out.startswith("Supported \\x1b[2J options:\n")
+
     def test_getopt_spellings(self) -> None:
         runner = FakeRunner(MEASURE)
         assert main(["run", "measure", "-qUOqcow2", "image", "-f", "raw", "--out=human", "-ocompat=v3"], runner) == 0
@@ -370,6 +374,15 @@ class TestFailures:
                 out, err = capsys.readouterr()
                 assert all(line.isprintable() for line in (out + err).splitlines())
                 assert (out + err).isascii()
+
+    def test_options_that_a_guest_made_up(self, capsys: Capture) -> None:
+        evil = CreateOption(name="\x1b[2J", value="\u202e")
+        runner = FakeRunner(Create(format="raw", virtual_size=1, file_length=1, options=(evil,)))
+        for extra, shown in (([], "\\x1b[2J=\\u202e"), (["--output=json"], '"\\u001B[2J": "\\u202E"')):
+            assert main(["run", "create", *extra, "new", "1"], runner) == 0
+            out = capsys.readouterr().out
+            assert shown in out
+            assert all(line.isprintable() for line in out.split("\n"))
 
     def test_internal_error(self, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
         runner = FakeRunner(RAW)
