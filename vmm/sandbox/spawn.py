@@ -145,7 +145,7 @@ def _attempts(layers: frozenset[str]) -> list[int]:
     if os.geteuid() == 0 and "identity" in layers:
         # Root needs no user namespace for the others, and makes it as the user that it becomes.
         attempts.insert(0, wanted & ~user)
-    return [*dict.fromkeys(attempt for attempt in attempts if attempt), 0]
+    return [*dict.fromkeys([*attempts, 0])]
 
 
 def _interpreter() -> str:
