@@ -110,7 +110,8 @@ class Worker:
             ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed))
         try:
             sent = channel.sendmsg([data], ancillary)
-            channel.sendall(data[sent:])
+            if sent < len(data):
+                channel.sendall(data[sent:])
         except OSError as error:
             raise WorkerLostError(self._death(error)) from None
 
