@@ -9,7 +9,7 @@ ARGS ?=
 # What the cffi bindings are made of.
 BINDINGS := $(wildcard vmm/*/_build.py vmm/*/_binding_source.c)
 
-.PHONY: run test lint format guest generate zig-test check-binary-sizes bench clean
+.PHONY: run test escape lint format guest generate zig-test check-binary-sizes bench clean
 
 # The environment: the package in editable mode with what development needs.  Made again when its list changes.
 $(VENV)/.ready: pyproject.toml setup.py $(BINDINGS)
@@ -40,6 +40,10 @@ run: guest $(if $(filter build/sample.vhd,$(IMAGE)),build/sample.vhd)
 test: guest
 	$(BIN)/python -m tools.build_guests --test
 	$(BIN)/python -m pytest -n 2
+
+# What a prisoner of the jail tried, and which layer stopped it.
+escape: guest
+	$(BIN)/python -m tests.escape
 
 zig-test: $(VENV)/.ready
 	$(BIN)/python -m tools.build_guests --test
