@@ -2,7 +2,8 @@
 
 An outcome is one word: ``done``; ``no effect`` (the kernel said yes, and the host does not notice); the name of the
 errno; the name of the signal that killed the process; ``exit N`` of a program that took its place.  Alternatives are
-separated by ``|``: where hosts differ (a system control, a kernel option), not where we do not know.
+separated by ``|``, the usual one first: where hosts differ (a system control, a kernel option), not where we do not
+know.
 
 A layer is named with what it needs: ``landlock + no-new-privs``.  ``NEEDS`` says what each always needs.
 """
