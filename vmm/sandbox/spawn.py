@@ -46,7 +46,7 @@ _STEPS = {
 
 
 class Process:
-    """A worker's process and the channel to it.
+    """A worker's process and the channel to it.  When nobody holds it any more, it is killed.
 
     :param layers: the layers whose namespaces are made now.
     :param cgroup: the ``cgroup.procs`` file of a control group to join.
@@ -54,14 +54,17 @@ class Process:
     :raises SandboxError: no process can be started.
     """
 
-    __slots__ = ("_waited", "channel", "pid", "problem", "status")
+    __slots__ = ("_broker", "_done", "channel", "pid", "problem", "status")
 
     def __init__(self, layers: Iterable[str], *, cgroup: str | None = None, program: str = _PROGRAM) -> None:
         #: Why there are fewer namespaces than were asked for; empty when there are not.
         self.problem = ""
         #: How it ended, as os.waitstatus_to_exitcode() says; None while it lives, or when somebody else waited for it.
         self.status: int | None = None
-        self._waited = False
+        #: There is nothing left to kill or to wait for.
+        self._done = True
+        #: Whose child it is.
+        self._broker = os.getpid()
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             self.pid = _on_lasting_thread(lambda: self._start(frozenset(layers), theirs.fileno(), cgroup, program))
@@ -71,6 +74,7 @@ class Process:
         finally:
             theirs.close()
         self.channel = ours
+        self._done = False
 
     def _start(self, layers: frozenset[str], channel: int, cgroup: str | None, program: str) -> int:
         arguments, keep = _arguments(program)
@@ -109,24 +113,23 @@ class Process:
         :param wait: until it has ended; False where this process is about to end itself.
         """
         self.channel.close()
-        if not self._waited:
-            try:
-                os.kill(self.pid, 9)
-            except ProcessLookupError:
-                pass
-            if wait:
-                self.wait()
-
-    def forget(self) -> None:
-        """In a child of the broker: the worker is the parent's.  Only this copy of the channel goes."""
-        self._waited = True
-        self.channel.close()
-
-    def wait(self) -> None:
-        """Wait until the process has ended, which must be near, and note its status.  Idempotent."""
-        if not self._waited:
-            self._waited = True
+        if self._done or self._broker != os.getpid():
+            # In a child of the broker only its copy of the channel goes; the worker is the parent's.
+            return
+        self._done = True
+        try:
+            # While it can be waited for, its number is no other process's.
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.kill(self.pid, 9)
+        except (ChildProcessError, ProcessLookupError):
+            # The program ignores SIGCHLD, or waits for every child itself.
+            return
+        if wait:
             self.status = _reap(self.pid)
+
+    def __del__(self) -> None:
+        if not self._done:
+            self.kill()
 
 
 def _reap(pid: int) -> int | None:
