@@ -65,7 +65,10 @@ class Process:
         self._done = True
         #: Whose child it is.
         self._broker = os.getpid()
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        except OSError as error:
+            raise _not_started(error.strerror) from None
         try:
             self.pid = _on_lasting_thread(lambda: self._start(frozenset(layers), theirs.fileno(), cgroup, program))
         except BaseException:
@@ -79,7 +82,10 @@ class Process:
     def _start(self, layers: frozenset[str], channel: int, cgroup: str | None, program: str) -> int:
         arguments, keep = _arguments(program)
         environment, kept = _strings([f"{name}={os.environ[name]}" for name in _KEPT if name in os.environ])
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise _not_started(f"{os.devnull}: {error.strerror}") from None
         try:
             request = ffi.new("struct pyvmm_spawn *")
             request.program = keep[0]
@@ -102,7 +108,7 @@ class Process:
                 self.problem = self.problem or what
                 if request.step >= lib.STEP_DESCRIPTORS:
                     break
-            raise SandboxError(f"the process that runs the machine cannot be started ({what})", program=_interpreter())
+            raise _not_started(what)
         finally:
             os.close(null)
             del kept
@@ -138,6 +144,10 @@ def _reap(pid: int) -> int | None:
     except ChildProcessError:
         # The program ignores SIGCHLD, or waits for every child itself.
         return None
+
+
+def _not_started(why: str | None) -> SandboxError:
+    return SandboxError(f"the process that runs the machine cannot be started ({why})", program=_interpreter())
 
 
 def _attempts(layers: frozenset[str]) -> list[int]:
