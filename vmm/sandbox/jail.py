@@ -97,7 +97,8 @@ class Jail:
     def _namespace(self, name: str) -> str:
         if namespace(name) == self._outside[name]:
             if name == "user-namespace" and self._user == 0 and "identity" in self.settings.layers:
-                return "made when the identity changes"
+                # Replaced when it is made.
+                raise LayerError("the identity that would make it did not change")
             raise LayerError(self._outside.get("", "it is the broker's"))
         if name != "network-namespace":
             return ""
