@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -465,6 +466,8 @@ def test_a_process_number_that_is_somebody_elses() -> None:
         assert shell.stdout is not None
         process.pid = int(shell.stdout.readline())
         process.kill()
+        # Whoever is killed is not gone at once.
+        time.sleep(0.2)
         assert lives(process.pid)
         assert process.status is None
         os.kill(process.pid, signal.SIGKILL)

@@ -54,7 +54,7 @@ class Process:
     :raises SandboxError: no process can be started.
     """
 
-    __slots__ = ("_broker", "_done", "channel", "pid", "problem", "status")
+    __slots__ = ("_done", "channel", "pid", "problem", "status")
 
     def __init__(self, layers: Iterable[str], *, cgroup: str | None = None, program: str = _PROGRAM) -> None:
         #: Why there are fewer namespaces than were asked for; empty when there are not.
@@ -63,8 +63,6 @@ class Process:
         self.status: int | None = None
         #: There is nothing left to kill or to wait for.
         self._done = True
-        #: Whose child it is.
-        self._broker = os.getpid()
         try:
             ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         except OSError as error:
@@ -119,8 +117,7 @@ class Process:
         :param wait: until it has ended; False where this process is about to end itself.
         """
         self.channel.close()
-        if self._done or self._broker != os.getpid():
-            # In a child of the broker only its copy of the channel goes; the worker is the parent's.
+        if self._done:
             return
         self._done = True
         try:
@@ -128,7 +125,8 @@ class Process:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             os.kill(self.pid, 9)
         except (ChildProcessError, ProcessLookupError):
-            # The program ignores SIGCHLD, or waits for every child itself.
+            # The program ignores SIGCHLD, or waits for every child itself; or this is a child of the broker, and the
+            # worker is the parent's.
             return
         if wait:
             self.status = _reap(self.pid)
