@@ -23,6 +23,7 @@ from tests.escape.library import library, program
 from tests.escape.table import OUTPUT_MAX, ROOT, USER, Attempt, layers_of
 from vmm.boundary import KVM_DEVICE
 from vmm.sandbox import wire
+from vmm.sandbox.binding import lib
 from vmm.sandbox.broker import Worker, WorkerLostError
 from vmm.sandbox.layers import LAYERS
 from vmm.sandbox.settings import JailSettings
@@ -362,7 +363,7 @@ def columns(attempt: Attempt) -> Iterator[tuple[str, tuple[str, ...], str]]:
     yield EVERYTHING, everything, attempt.everything
     yield REST, tuple(name for name in everything if name != "seccomp"), attempt.expected_rest(me)
     yield NOTHING, layers_of(attempt, me, ()), attempt.expected_free(me)
-    for layers, outcome in attempt.expected_alone(me).items():
+    for layers, outcome in attempt.expected_alone(me, lib.pyvmm_landlock_version()).items():
         yield " + ".join(layers), layers_of(attempt, me, layers), outcome
 
 

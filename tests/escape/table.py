@@ -5,7 +5,8 @@ errno; the name of the signal that killed the process; ``exit N`` of a program t
 separated by ``|``, the usual one first: where hosts differ (a system control, a kernel option), not where we do not
 know.
 
-A layer is named with what it needs: ``landlock + no-new-privs``.  ``NEEDS`` says what each always needs.
+A layer is named with what it needs: ``resource-limits + user-namespace``.  ``NEEDS`` says what each always needs.
+``landlock>=4`` is a rule of that version of Landlock's (landlock(7)); older kernels do not have it.
 """
 
 from __future__ import annotations
@@ -92,10 +93,18 @@ class Attempt:
         """What happens with everything closed but seccomp."""
         return self.rest_user if broker == USER and self.rest_user is not None else self.rest
 
-    def expected_alone(self, broker: str) -> dict[tuple[str, ...], str]:
-        """Layers, the one that is shown first -> what happens with them alone."""
+    def expected_alone(self, broker: str, landlock: int = 99) -> dict[tuple[str, ...], str]:
+        """Layers, the one that is shown first -> what happens with them alone.
+
+        :param landlock: the version that the kernel has.
+        """
         own = self.alone_root if broker == ROOT else self.alone_user
-        return {tuple(key.split(" + ")): outcome for key, outcome in {**self.alone, **own}.items()}
+        found = {}
+        for key, outcome in {**self.alone, **own}.items():
+            names, _, version = key.partition(">=")
+            if int(version or 0) <= landlock:
+                found[tuple(names.split(" + "))] = outcome
+        return found
 
 
 def layers_of(attempt: Attempt, broker: str, layers: tuple[str, ...]) -> tuple[str, ...]:
