@@ -12,7 +12,7 @@ TARGET ?= all
 SECONDS ?= 60
 JOBS ?= 1
 
-.PHONY: run test lint format guest generate zig-test check-binary-sizes bench fuzz-host clean
+.PHONY: run test escape lint format guest generate zig-test check-binary-sizes bench fuzz-host clean
 
 # The environment: the package in editable mode with what development needs.  Made again when its list changes.
 $(VENV)/.ready: pyproject.toml setup.py $(BINDINGS)
@@ -43,6 +43,10 @@ run: guest $(if $(filter build/sample.vhd,$(IMAGE)),build/sample.vhd)
 test: guest
 	$(BIN)/python -m tools.build_guests --test
 	$(BIN)/python -m pytest -n 2
+
+# What a prisoner of the jail tried, and which layer stopped it.
+escape: guest
+	$(BIN)/python -m tests.escape
 
 zig-test: $(VENV)/.ready
 	$(BIN)/python -m tools.build_guests --test

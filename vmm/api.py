@@ -64,7 +64,7 @@ class Machine:
     :param follow_symlinks: follow a symbolic link in the last component of a path.
     :param kvm: path of the KVM device.
     :param sandbox: ``True`` runs the machine in a jailed process; ``"require"`` refuses with :class:`vmm.SandboxError`
-        where a layer of the jail is missing; ``False`` runs it in this process.
+        where a layer of the jail is missing; ``False`` runs it in this process, with a :class:`RuntimeWarning`.
     :param runner: what runs the jobs, instead of a machine of one's own; closed with this object.
     """
 
@@ -89,8 +89,12 @@ class Machine:
 
             runner = JailedRunner(kvm_path=kvm, require=sandbox == "require")
         elif runner is None:
+            import warnings
+
             from vmm.machine.runner import MachineRunner
 
+            text = "sandbox=False: this process runs the machine, and has all the rights of this user"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
             runner = MachineRunner(kvm=kvm)
         self._runner = runner
         self._follow = follow_symlinks

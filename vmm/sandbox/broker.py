@@ -108,7 +108,7 @@ class Worker:
             self.process.kill()
             raise SandboxError(f"the process that runs the machine did not come up: {error}") from None
         report = items[0] if len(items) == 1 else None
-        if not isinstance(report, JailReport):
+        if not isinstance(report, JailReport) or {layer.name for layer in report.layers} != set(settings.layers):
             self.process.kill()
             raise SandboxError("the process that runs the machine did not say how its jail is closed")
         self.report = replace(report, pid=self.process.pid, memory=self._limit_memory(settings))
@@ -120,21 +120,39 @@ class Worker:
         limited = None if group is None else group.limit(settings.memory + INTERPRETER_MEMORY, settings.machines + 1)
         return limited or "address space (RLIMIT_AS); there is no control group v2 to be had with a memory controller"
 
-    def send(self, value: object, descriptors: Sequence[int] = ()) -> None:
+    @property
+    def idle(self) -> bool:
+        """It lives, and has said nothing since the end of its last run; anything that it says now is out of turn."""
+        channel = self.process.channel
+        channel.settimeout(0)
+        try:
+            channel.recv(1, _socket.MSG_PEEK)
+        except BlockingIOError:
+            return not self._buffer
+        except OSError:
+            pass
+        return False
+
+    def send(self, value: object, descriptors: Sequence[int] = (), deadline: float | None = None) -> None:
         """One frame, and descriptors with it.
 
+        :param deadline: by :func:`time.monotonic`; None: soon.
         :raises WorkerLostError: nobody reads it.
+        :raises WorkerLateError: it was not read in time.
         """
         data = memoryview(wire.frame(value))
         channel = self.process.channel
-        channel.settimeout(PATIENCE_START)
+        channel.settimeout(PATIENCE_START if deadline is None else max(0.001, deadline - monotonic()))
         ancillary = []
         if descriptors:
             packed = b"".join(map(_DESCRIPTORS.pack, descriptors))
             ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed))
         try:
             sent = channel.sendmsg([data], ancillary)
-            channel.sendall(data[sent:])
+            if sent < len(data):
+                channel.sendall(data[sent:])
+        except TimeoutError:
+            raise WorkerLateError("it did not read what it was sent") from None
         except OSError as error:
             raise self._death(error) from None
 
@@ -268,7 +286,7 @@ class JailedRunner:
         self._forget_the_parents()
         layers = self._layers_for(job)
         settings = settings_for(job, layers, machines=self._machines, verify_network=self._verify_network)
-        worker = self._workers.get(settings) or self._start(settings)
+        worker = self._idle(settings) or self._start(settings)
         settled = False
         try:
             outcome = self._run(worker, job, on_event)
@@ -300,7 +318,7 @@ class JailedRunner:
         if job.debugger is not None:
             descriptors.append(job.debugger)
         deadline = monotonic() + job.limits.timeout + PATIENCE_END
-        worker.send(wire.job_message(job, elf, number), descriptors)
+        worker.send(wire.job_message(job, elf, number), descriptors, deadline)
         meter = _Meter(job)
         while True:
             items = worker.receive(deadline if job.debugger is None else float("inf"))
@@ -315,6 +333,15 @@ class JailedRunner:
                     raise WorkerLostError("it broke the protocol: an item out of place")
                 meter.count(item)
                 on_event(item)
+
+    def _idle(self, settings: JailSettings) -> Worker | None:
+        """The worker that waits for such a job; one that died or is not silent is replaced."""
+        worker = self._workers.get(settings)
+        if worker is None or worker.idle:
+            return worker
+        del self._workers[settings]
+        worker.process.kill()
+        return None
 
     def _start(self, settings: JailSettings, *, kvm: bool = True) -> Worker:
         device = open_device(self._kvm_path) if kvm else None
@@ -342,7 +369,7 @@ class JailedRunner:
         """
         self._forget_the_parents()
         settings = JailSettings(layers=self._layers, verify_network=self._verify_network)
-        worker = self._workers.get(settings) or self._start(settings, kvm=False)
+        worker = self._idle(settings) or self._start(settings, kvm=False)
         return worker.report
 
     def _refuse(self, report: JailReport) -> None:
@@ -369,7 +396,7 @@ class JailedRunner:
         runtime = guests.runtime()
         worker: Worker | None = None
         try:
-            worker = self._workers.get(settings) or self._start(settings, kvm=False)
+            worker = self._idle(settings) or self._start(settings, kvm=False)
             message = {
                 "symbolise": [[f.address, f.function, f.file, f.line] for f in frames],
                 "elf": elf,
@@ -390,10 +417,7 @@ class JailedRunner:
 
     def _forget_the_parents(self) -> None:
         if self._broker != os.getpid():
-            for worker in self._workers.values():
-                worker.process.forget()
-            if self._started is not None:
-                self._started.forget()
+            # Letting go of a process of the parent's closes this process's copy of its channel, and no more.
             self._workers.clear()
             self._started = None
             self._broker = os.getpid()
@@ -438,5 +462,6 @@ def _problem(problem: wire.Problem) -> Exception:
     if kind is None:
         return WorkerLostError(f"an error inside it: {problem.message}")
     error = kind(problem.message)
-    error.details = dict(problem.details)
+    # What an error always has is not the worker's to say.
+    error.details = {key: value for key, value in problem.details.items() if key not in ("code", "message")}
     return error

@@ -27,6 +27,9 @@ NOBODY = 65534
 _PLACES = (b"/proc", b"/tmp", b"/dev")
 #: Descriptors beyond which none can be had: the channel, KVM, two for each of the machines kept, seventeen devices.
 MAX_DESCRIPTORS = 64
+#: Timers and queued signals (getrlimit(2); the resource module lacks the name): a run has one timer.
+MAX_SIGNALS = 16
+_RLIMIT_SIGPENDING = 11
 #: From this release on KVM makes a task of the caller's for each machine, unless the mitigation that it serves is off
 #: for good (Linux commit d96c77bd4eeb); the limit on processes must leave room for it.
 _KVM_TASKS_SINCE = (6, 13)
@@ -140,13 +143,18 @@ class Jail:
         memory = self._size + settings.memory
         # Processes are counted for each user, in a user namespace from 1 on: this one.
         processes = 1 + settings.machines if self._tasks else 0
-        if self._tasks and not self._own_user:
-            processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        signals = MAX_SIGNALS
+        if not self._own_user:
+            # Shared with whatever else this user runs on the host.
+            signals = resource.getrlimit(_RLIMIT_SIGPENDING)[0]
+            if self._tasks:
+                processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
         for kind, most in (
             (resource.RLIMIT_AS, memory),
             (resource.RLIMIT_FSIZE, settings.file_size),
             (resource.RLIMIT_NOFILE, MAX_DESCRIPTORS),
             (resource.RLIMIT_NPROC, processes),
+            (_RLIMIT_SIGPENDING, signals),
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_MEMLOCK, 0),
             (resource.RLIMIT_MSGQUEUE, 0),

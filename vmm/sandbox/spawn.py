@@ -47,7 +47,7 @@ _STEPS = {
 
 
 class Process:
-    """A worker's process and the channel to it.
+    """A worker's process and the channel to it.  When nobody holds it any more, it is killed.
 
     :param layers: the layers whose namespaces are made now.
     :param group: makes a control group to join, None where there is none.
@@ -55,7 +55,7 @@ class Process:
     :raises SandboxError: no process can be started.
     """
 
-    __slots__ = ("_waited", "channel", "group", "out_of_memory", "pid", "problem", "status")
+    __slots__ = ("_done", "channel", "group", "out_of_memory", "pid", "problem", "status")
 
     def __init__(
         self,
@@ -70,10 +70,14 @@ class Process:
         self.status: int | None = None
         #: The kernel ended it because its control group had no more memory.
         self.out_of_memory = False
+        #: There is nothing left to kill or to wait for.
+        self._done = True
+        try:
+            ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        except OSError as error:
+            raise _not_started(error.strerror) from None
         #: The control group that it has joined.
         self.group = group()
-        self._waited = False
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             self.pid = _on_lasting_thread(lambda: self._start(frozenset(layers), theirs.fileno(), program))
         except BaseException:
@@ -83,11 +87,15 @@ class Process:
         finally:
             theirs.close()
         self.channel = ours
+        self._done = False
 
     def _start(self, layers: frozenset[str], channel: int, program: str) -> int:
         arguments, keep = _arguments(program)
         environment, kept = _strings([f"{name}={os.environ[name]}" for name in _KEPT if name in os.environ])
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise _not_started(f"{os.devnull}: {error.strerror}") from None
         try:
             request = ffi.new("struct pyvmm_spawn *")
             request.program = keep[0]
@@ -115,7 +123,7 @@ class Process:
                     break
                 self.problem = self.problem or what
                 del attempts[0]
-            raise SandboxError(f"the process that runs the machine cannot be started ({what})", program=_interpreter())
+            raise _not_started(what)
         finally:
             os.close(null)
             del kept
@@ -126,24 +134,19 @@ class Process:
         :param wait: until it has ended; False where this process is about to end itself.
         """
         self.channel.close()
-        if not self._waited:
-            try:
-                os.kill(self.pid, 9)
-            except ProcessLookupError:
-                pass
-            # A control group cannot be removed before its last process has ended.
-            if wait or self.group is not None:
-                self.wait()
-
-    def forget(self) -> None:
-        """In a child of the broker: the worker is the parent's.  Only this copy of the channel goes."""
-        self._waited = True
-        self.channel.close()
-
-    def wait(self) -> None:
-        """Wait until the process has ended, which must be near, and note its status.  Idempotent."""
-        if not self._waited:
-            self._waited = True
+        if self._done:
+            return
+        self._done = True
+        try:
+            # While it can be waited for, its number is no other process's.
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.kill(self.pid, 9)
+        except (ChildProcessError, ProcessLookupError):
+            # The program ignores SIGCHLD, or waits for every child itself; or this is a child of the broker, and the
+            # worker is the parent's.
+            return
+        # A control group cannot be removed before its last process has ended.
+        if wait or self.group is not None:
             self.status = _reap(self.pid)
             self.out_of_memory = self.group is not None and self.group.out_of_memory()
             self._leave_group()
@@ -152,6 +155,10 @@ class Process:
         group, self.group = self.group, None
         if group is not None:
             group.remove()
+
+    def __del__(self) -> None:
+        if not self._done:
+            self.kill()
 
 
 def _reap(pid: int) -> int | None:
@@ -162,6 +169,10 @@ def _reap(pid: int) -> int | None:
         return None
 
 
+def _not_started(why: str | None) -> SandboxError:
+    return SandboxError(f"the process that runs the machine cannot be started ({why})", program=_interpreter())
+
+
 def _attempts(layers: frozenset[str]) -> list[int]:
     """Sets of namespaces to try, the best first; the last one is none at all."""
     wanted = sum(flag for name, flag in _FLAGS.items() if name in layers)
@@ -170,7 +181,7 @@ def _attempts(layers: frozenset[str]) -> list[int]:
     if os.geteuid() == 0 and "identity" in layers:
         # Root needs no user namespace for the others, and makes it as the user that it becomes.
         attempts.insert(0, wanted & ~user)
-    return [*dict.fromkeys(attempt for attempt in attempts if attempt), 0]
+    return [*dict.fromkeys([*attempts, 0])]
 
 
 def _interpreter() -> str:

@@ -38,11 +38,12 @@ if TYPE_CHECKING:
     from vmm.cbor import Value
 
 LENGTH = Struct("<I")
-#: Bytes of one frame that a worker may send, and at which it sends one.
-MAX_FRAME = 4 << 20
+#: Bytes at which a worker sends a frame.
 FLUSH_AT = 64 << 10
 #: Bytes of a piece of a trace.
 MAX_TRACE = 1 << 20
+#: Bytes that a frame may have; each can become an object of 64 bytes in the broker.
+MAX_FRAME = MAX_TRACE + 2 * FLUSH_AT
 #: Characters of any text of the worker's.
 MAX_TEXT = 16384
 MAX_ITEMS = 4096
@@ -129,7 +130,7 @@ def job_message(job: Job, elf: bytes | None, number: int) -> object:
         "request": job.request,
         "devices": [[d.length, d.read_only, d.resizable, d.max_length, _allocated(d)] for d in job.devices],
         # In nanoseconds: the subset of CBOR has no fractions.
-        "timeout": min(_U64, int(limits.timeout * 1e9)),
+        "timeout": round(min(float(1 << 63), limits.timeout * 1e9)),
         "limits": [getattr(limits, name) for name in _LIMITS],
         "log-level": job.log_level,
         "progress": job.progress,
@@ -286,7 +287,10 @@ def _bytes(value: object, most: int) -> bytes:
 def _text(value: object) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise WireError(f"a text that is none, or longer than {MAX_TEXT}")
-    return value
+    if value.isprintable():
+        return value
+    # Escaped once more: whoever wrote it may not have done it.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
 
 
 def _optional_text(value: object) -> str | None:
