@@ -18,7 +18,8 @@ from tests.elf_writer import operation
 from tests.machines import MEMORY, fresh_state, hostile_operation, job, mini_runtime, state_of
 from vmm.boundary import DeviceSpec, FailureKind, Job, Limits, MessageEvent, Outcome
 from vmm.errors import OperationLoadError, UsageError
-from vmm.kvm.binding import lib
+from vmm.kvm import State
+from vmm.kvm.binding import ffi, lib
 from vmm.machine.machine import Machine
 from vmm.machine.runner import MachineRunner
 from vmm.record import replace
@@ -124,6 +125,34 @@ def test_the_comparison_sees_differences(disk: tuple[DeviceSpec, ...]) -> None:
             f"memory at {calltable.ARENA_BASE:#x}",
             f"memory at {calltable.COLD_BASE + MEMORY - calltable.PAGE_SIZE:#x}",
         ]
+
+
+@pytest.mark.parametrize(
+    ("offset", "parts"),
+    [
+        (0, ("fpu",)),
+        (24, ("fpu",)),
+        (160, ("fpu",)),
+        (511, ("fpu",)),
+        (512, ()),
+        (519, ()),
+        (520, ("fpu",)),
+        (576, ("fpu",)),
+    ],
+)
+def test_what_the_comparison_sees_of_the_fpu(offset: int, parts: tuple[str, ...]) -> None:
+    """Every byte of its state, but not which components the processor holds in use: that changes by itself."""
+    work = job("innocent")
+    with Machine(work.elf, 0, MEMORY) as machine:
+        machine.boot(work)
+        one, other = machine.vcpu.save(), State()
+    size = ffi.sizeof("struct pyvmm_state")
+    ffi.buffer(other.raw, size)[:] = ffi.buffer(one.raw, size)[:]
+    assert one.differences(other) == ()
+    # struct kvm_xsave, 4096 bytes, comes last.
+    at = size - 4096 + offset
+    ffi.buffer(other.raw, size)[at] = bytes([ffi.buffer(one.raw, size)[at][0] ^ 2])
+    assert one.differences(other) == parts
 
 
 def test_a_shorter_request_hides_the_longer_one_before(disk: tuple[DeviceSpec, ...]) -> None:
