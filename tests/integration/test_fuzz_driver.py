@@ -13,10 +13,10 @@ pytestmark = pytest.mark.atheris
 
 @pytest.mark.parametrize("name", targets.NAMES)
 def test_a_moment_of_each_target(name: str, tmp_path: Path) -> None:
-    result = campaign.run(targets.load(name), tmp_path, runs=300, seed=1)
+    result = campaign.run(targets.load(name), tmp_path, runs=100, seed=1)
     assert result.trouble == []
     assert result.clean
-    assert result.executions >= 300
+    assert result.executions >= 100
     # Modules are instrumented: a harness without coverage would count nothing.
     assert result.edges > 20
     assert result.line(name).endswith("no finding")
