@@ -18,7 +18,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=campaign.ROOT / "build" / "fuzz", help="where everything is kept")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--seeds", action="store_true", help="only make the first inputs, by running the real thing")
-    what.add_argument("--merge", action="store_true", help="only make the committed corpus anew from all inputs")
+    what.add_argument(
+        "--merge", action="store_true", help="only make the committed corpus anew from all inputs; needs no atheris"
+    )
     what.add_argument("--replay", nargs="*", type=Path, help="only run these inputs, or the corpus; needs no atheris")
     return parser.parse_args()
 

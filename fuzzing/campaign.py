@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzzing import targets
+from fuzzing.minimise import minimise
 from fuzzing.targets import Target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,21 +148,13 @@ def _add(result: Result, log: str, status: int) -> None:
 
 
 def merge(target: Target, work: Path) -> tuple[int, int]:
-    """Put the fewest inputs that reach what the committed and the working corpus reach in the place of the former.
+    """Put the fewest inputs that do what the committed and the working corpus do in the place of the former.
 
     Answers how many there are, and their bytes.
     """
-    smallest = work / "merged"
-    shutil.rmtree(smallest, ignore_errors=True)
-    smallest.mkdir(parents=True)
-    sources = [*_committed(target), *([str(work / "corpus")] if (work / "corpus").is_dir() else [])]
-    # Each branch once, not once for each count of passes through it: a corpus to commit is small.
-    command = _command(target, "-set_cover_merge=1", "-use_counters=0", str(smallest), *sources)
-    with (work / "log-merge").open("wb") as log:
-        subprocess.run(command, stdout=log, stderr=log, cwd=ROOT, env=_environment(), check=True)
-    kept = [path.read_bytes() for path in smallest.iterdir()]
-    if not kept:
-        raise RuntimeError(f"the merge kept nothing; see {work / 'log-merge'}")
+    folders = (targets.CORPUS / target.name, work / "corpus")
+    paths = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    kept = minimise(target.run, [path.read_bytes() for path in paths])
     shutil.rmtree(targets.CORPUS / target.name, ignore_errors=True)
     write_inputs(targets.CORPUS / target.name, kept)
     return len(kept), sum(map(len, kept))

@@ -11,7 +11,6 @@ import importlib
 import io
 import pkgutil
 import resource
-import shlex
 import sys
 
 import atheris
@@ -33,7 +32,7 @@ def _import_all() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Fuzz, merge or run single inputs, as libFuzzer's options say; does not return."""
+    """Fuzz, or run single inputs, as libFuzzer's options say; does not return."""
     name, *options = argv
     extra = INSTRUMENTED.get(name, ())
     # It names every module that it instruments.
@@ -49,9 +48,7 @@ def main(argv: list[str]) -> None:
         target = load(name)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # libFuzzer starts itself again for a merge, by a shell and this name.
-    itself = f"{shlex.quote(sys.executable)} -m fuzzing.child {name}"
-    atheris.Setup([itself, *options], guarded(target.run))
+    atheris.Setup([name, *options], guarded(target.run))
     atheris.Fuzz()
 
 

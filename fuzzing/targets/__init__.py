@@ -40,7 +40,7 @@ class Target:
     def invariant(self) -> str:
         """The first line of the target's module."""
         module = importlib.import_module(f"fuzzing.targets.{self.name}")
-        return (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+        return (module.__doc__ or "").partition("\n\n")[0].strip().replace("\n", " ")
 
 
 def load(name: str) -> Target:

@@ -1,5 +1,5 @@
 """The decoder accepts exactly what a decoder written from RFC 8949 accepts, answers the same, and raises nothing but
-DecodeError; what it accepted encodes again, and to the same bytes when those were deterministic.
+DecodeError; what it accepted encodes again to the same value, and in no more bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The driver of coverage-guided fuzzing: each target for a moment, a finding as it would be found, and a merge."""
+"""The driver of coverage-guided fuzzing: each target for a moment, and a finding as it would be found."""
 
 from __future__ import annotations
 
@@ -32,14 +32,3 @@ def test_a_planted_bug_is_found_and_kept(tmp_path: Path) -> None:
     assert "AssertionError" in result.trouble[0]
     # Without the bug it is an input like others.
     target.run(artifact.read_bytes())
-
-
-def test_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "CORPUS", tmp_path / "corpus")
-    monkeypatch.setattr(targets, "FINDINGS", tmp_path / "findings")
-    campaign.write_inputs(tmp_path / "work" / "corpus", [b"", b"\x00", b"\x01", b"\x02", b"\x61a", b"\x62bb", b"\xff"])
-    count, size = campaign.merge(targets.load("cbor"), tmp_path / "work")
-    kept = list((tmp_path / "corpus" / "cbor").iterdir())
-    assert 0 < count == len(kept) < 7
-    assert size == sum(path.stat().st_size for path in kept)
-    assert all(path.name == campaign.name_of(path.read_bytes()) for path in kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import vmm.cbor
 import vmm.cli.failures
-from fuzzing import oracle, targets
+from fuzzing import campaign, minimise, oracle, targets
 from fuzzing.codec import INTERESTING, Sink, Source
 from vmm.devices import mmio
 from vmm.devices.budget import Meter
@@ -48,6 +49,24 @@ def test_every_target_states_its_invariant(name: str) -> None:
     target = targets.load(name)
     assert target.name == name
     assert target.invariant.endswith(".")
+
+
+def test_merge(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(targets, "CORPUS", tmp_path / "corpus")
+    monkeypatch.setattr(targets, "FINDINGS", tmp_path / "findings")
+    inputs = [b"", b"\x00", b"\x01", b"\x02", b"\x61a", b"\x62bb", b"\xff", b"\xa1\x61a\x01", b"\xa1\x61a\x80"]
+    campaign.write_inputs(tmp_path / "work" / "corpus", inputs)
+    target = targets.load("cbor")
+    count, size = campaign.merge(target, tmp_path / "work")
+    kept = [path.read_bytes() for path in targets.inputs("cbor")]
+    assert 0 < count == len(kept) < len(inputs)
+    assert size == sum(map(len, kept))
+
+    def steps(chosen: list[bytes]) -> set[minimise.Step]:
+        return set().union(*(minimise._steps(target.run, data) for data in chosen))
+
+    assert steps(kept) == steps(inputs)
+    assert any(steps(kept[:place] + kept[place + 1 :]) < steps(kept) for place in range(count))
 
 
 # Bugs, one or more for each target: without one of them the replay above would be no test.
