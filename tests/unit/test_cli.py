@@ -362,6 +362,15 @@ class TestFailures:
                 assert all(line.isprintable() for line in (out + err).splitlines())
                 assert (out + err).isascii()
 
+    def test_options_that_a_guest_made_up(self, capsys: Capture) -> None:
+        evil = CreateOption(name="\x1b[2J", value="\u202e")
+        runner = FakeRunner(Create(format="raw", virtual_size=1, file_length=1, options=(evil,)))
+        for extra, shown in (([], "\\x1b[2J=\\u202e"), (["--output=json"], '"\\u001B[2J": "\\u202E"')):
+            assert main(["run", "create", *extra, "new", "1"], runner) == 0
+            out = capsys.readouterr().out
+            assert shown in out
+            assert all(line.isprintable() for line in out.split("\n"))
+
     def test_internal_error(self, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
         runner = FakeRunner(RAW)
         runner.act = lambda job: 1 // 0  # type: ignore[assignment]

@@ -177,5 +177,5 @@ def findings_text(report: CheckReport) -> str:
 
 def create_text(report: CreateReport) -> str:
     """The line that ``create`` prints; a comma in a value is doubled, as ``-o`` takes it."""
-    options = "".join(f" {name}={printable(value).replace(',', ',,')}" for name, value in report.options)
+    options = "".join(f" {printable(name)}={printable(value).replace(',', ',,')}" for name, value in report.options)
     return f"Formatting '{printable(report.filename)}', fmt={printable(report.format)}{options}\n"
