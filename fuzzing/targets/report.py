@@ -30,6 +30,16 @@ COMMANDS = (
     ("run", "info", "--op-elf", "op.elf", "--qemu-version", "9.0", "image"),
     ("run", "check", "--op-elf", "op.elf", "image", "other"),
 )
+#: What each operation emits: its answer, then what may come before it.
+EXPECTED = {
+    "info": (
+        *("info", "info-snapshot", "info-bitmap", "info-reference", "info-partition-table", "info-partition"),
+        *("info-filesystem", "info-note"),
+    ),
+    "measure": ("measure",),
+    "check": ("check", "check-finding"),
+    "create": ("create",),
+}
 _KINDS = ("panic", "page-fault", "exception", "triple-fault", "protocol", "limit", "io", "kvm", "worker", "diverged")
 _LIMITS = (None, "timeout", "max-read", "max-messages", "\x1b[2J")
 _VALUES = (None, 0.15, 1.0, 1e300, float("inf"), float("nan"), -0.0, 2.0**64)
@@ -43,7 +53,8 @@ _OUT_OF_IN = 80
 class Script:
     """What the guest of an input does, and how its run ends."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, names: tuple[str, ...]) -> None:
+        self._names = names
         self.status = source.byte()
         self._ending = source.byte()
         self.failure = self._failure(source) if self._ending & 1 else None
@@ -56,7 +67,9 @@ class Script:
         choice = source.byte()
         kind = choice & 7
         if kind <= 2:
-            self.events.append(MessageEvent(messages.message(source)))
+            # The answer itself, a message that may come before it, any message at all.
+            names = (self._names[:1], self._names, messages.NAMES)[kind]
+            self.events.append(MessageEvent(messages.message(source, names)))
         elif kind == 3:
             self.events.append(MessageEvent(source.block()))
         elif kind == 4:
@@ -142,7 +155,7 @@ def run(data: bytes) -> None:
     words = list(COMMANDS[choice & 7])
     json = bool(choice & 8)
     words += ["--output=json"] * json + ["-vv"] * bool(choice & 16) + ["-p"] * bool(choice & 32)
-    script = Script(source)
+    script = Script(source, EXPECTED.get(words[1], messages.NAMES))
     payloads = [event.payload for event in script.events if isinstance(event, MessageEvent)]
     for payload in dict.fromkeys(payloads):
         if choice & 64:
