@@ -42,6 +42,8 @@ def test_the_corpora_are_small_and_named_after_their_content() -> None:
         assert path.name == hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
     assert {path.name for path in targets.CORPUS.iterdir()} == set(targets.NAMES)
     assert {path.name for path in targets.FINDINGS.iterdir()} <= set(targets.NAMES)
+    # A campaign that is pointed at that folder would fill it.
+    assert all(len(path.name) < 40 for path in targets.FINDINGS.glob("*/*"))
 
 
 @pytest.mark.parametrize("name", targets.NAMES)
