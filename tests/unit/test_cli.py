@@ -128,6 +128,10 @@ class TestUsage:
         assert main(["run", "measure", "-O", "qcow2", "-o", "?"]) == 0
         assert "cluster_size=<size>" in capsys.readouterr().out
 
+    def test_option_help_for_a_made_up_format(self, capsys: Capture) -> None:
+        assert main(["run", "create", "-o", "help", "-f", "\x1b[2J"]) == 0
+        assert capsys.readouterr().out.startswith("Supported \\x1b[2J options:\n")
+
     def test_getopt_spellings(self) -> None:
         runner = FakeRunner(MEASURE)
         assert main(["run", "measure", "-qUOqcow2", "image", "-f", "raw", "--out=human", "-ocompat=v3"], runner) == 0

@@ -152,7 +152,7 @@ def collect_options(arguments: Sequence[str]) -> dict[str, OptionValue | None]:
 
 def options_help(target: str) -> str:
     """The list that ``-o help`` prints."""
-    lines = [f"Supported {target} options:"]
+    lines = [f"Supported {printable(target)} options:"]
     kinds = {"bool": "on/off", "str": "str", "size": "size", "number": "num"}
     for name in option_names(target):
         _, kind, _, doc = OPTIONS[name]
