@@ -13,7 +13,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent
-_OURS = (f"{_ROOT}/vmm/", f"{_ROOT}/calltable/")
+#: The reference decoder stands for the library's, which is not Python.
+_OURS = (f"{_ROOT}/vmm/", f"{_ROOT}/calltable/", f"{_ROOT}/fuzzing/reference.py")
 
 #: A step of one function: its code, the line before, the line.
 Step = tuple[CodeType, int, int]
