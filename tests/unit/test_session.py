@@ -162,6 +162,17 @@ def test_create_with_data_file(tmp_path: Path) -> None:
     assert data.read_bytes() == b"both"
 
 
+@pytest.mark.parametrize("bad", ["a\0b", "\ud800"])
+def test_create_with_names_that_are_no_paths(tmp_path: Path, bad: str) -> None:
+    good = str(tmp_path / "good")
+    for path, data in ((bad, good), (good, bad)):
+        runner = FakeRunner(CREATE)
+        with pytest.raises(vmm.VmmError):
+            create(Session(runner), path, "qcow2", size=1, options={"data_file": data})
+        assert runner.jobs == []
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_create_with_a_data_file_that_is_the_image(tmp_path: Path) -> None:
     runner = FakeRunner(CREATE)
     image = tmp_path / "new"

@@ -50,6 +50,14 @@ def random_uuid() -> bytes:
     return bytes(value)
 
 
+def _same(one: str, other: str) -> bool:
+    """Whether two paths name one file; of what is no path at all, opening it says so."""
+    try:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except ValueError:
+        return False
+
+
 def create(
     session: Session,
     path: str,
@@ -83,7 +91,7 @@ def create(
     )
     data_file = typed.data_file if typed is not None else None
     names = [path] if data_file is None else [path, data_file]
-    if data_file is not None and os.path.realpath(data_file) == os.path.realpath(path):
+    if data_file is not None and _same(data_file, path):
         raise UsageError("The image and its data file are the same file", file=path)
     outputs: list[OutputFile] = []
     try:
