@@ -92,10 +92,11 @@ class FileBackend:
         return out
 
     def allocated(self) -> int:
-        """Bytes that the file system has allocated for the file; its length where the system cannot say (a stale handle)."""
+        """Bytes that the file system has allocated for the file; its length where the system cannot say."""
         try:
             return os.fstat(self.fd).st_blocks * 512
         except OSError:
+            # A stale handle of a network file system, for instance.
             return self.length
 
     def _has_status(self) -> bool:
