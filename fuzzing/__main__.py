@@ -38,7 +38,7 @@ def main() -> int:
     clean = True
     for name in targets.NAMES if arguments.target == "all" else (arguments.target,):
         target = targets.load(name)
-        work = arguments.work / name
+        work = arguments.work.resolve() / name
         if arguments.seeds:
             inputs = [data[: target.max_length] for data in target.seeds()]
             campaign.write_inputs(work / "corpus", inputs)

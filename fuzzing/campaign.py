@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzzing import targets
+from fuzzing.console import temporary_folder
 from fuzzing.minimise import minimise
 from fuzzing.targets import Target
 
@@ -107,7 +108,20 @@ def run(
     known = set(artifacts.iterdir())
     options = [f"-artifact_prefix={artifacts}/", "-print_final_stats=1", "-reload=1", *_dictionary(target, work)]
     options += [f"-max_total_time={seconds}"] * bool(seconds) + [f"-runs={runs}"] * (runs >= 0)
-    children = []
+    # libFuzzer ends its process without Python's clean-up.
+    with temporary_folder() as temporary:
+        statuses = _wait(target, work, options, jobs, seed, prepare, {**_environment(), "TMPDIR": temporary})
+    result = Result(artifacts=sorted(set(artifacts.iterdir()) - known))
+    for job, status in enumerate(statuses):
+        _add(result, (work / f"log-{job}").read_text(errors="replace"), status)
+    return result
+
+
+def _wait(
+    target: Target, work: Path, options: list[str], jobs: int, seed: int, prepare: str, environment: dict[str, str]
+) -> list[int]:
+    """Start the processes and wait for them; their exit statuses."""
+    children: list[subprocess.Popen[bytes]] = []
     for job in range(jobs):
         command = _command(target, *options, *([f"-seed={seed + job}"] if seed else []))
         if prepare:
@@ -116,25 +130,21 @@ def run(
         with (work / f"log-{job}").open("wb") as log:
             children.append(
                 subprocess.Popen(
-                    [*command, str(corpus), *_committed(target)],
+                    [*command, str(work / "corpus"), *_committed(target)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     cwd=ROOT,
-                    env=_environment(),
+                    env=environment,
                 )
             )
     try:
-        statuses = [child.wait() for child in children]
+        return [child.wait() for child in children]
     finally:
         for child in children:
             if child.poll() is None:
                 child.terminate()
                 child.wait()
-    result = Result(artifacts=sorted(set(artifacts.iterdir()) - known))
-    for job, status in enumerate(statuses):
-        _add(result, (work / f"log-{job}").read_text(errors="replace"), status)
-    return result
 
 
 def _add(result: Result, log: str, status: int) -> None:

@@ -35,12 +35,17 @@ class Runner:
         """Nothing to give up."""
 
 
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """In memory where there is such a place: inputs write files, many a second, and wait for them to be durable."""
+    memory = "/dev/shm" if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") else None
+    return tempfile.TemporaryDirectory(prefix="pyvmm-fuzzing-", dir=memory)
+
+
 class Folder:
     """A working directory in memory with a few files, put back after each input."""
 
     def __init__(self) -> None:
-        where = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self._temporary = tempfile.TemporaryDirectory(prefix="pyvmm-fuzzing-", dir=where)
+        self._temporary = temporary_folder()
         self.path = self._temporary.name
         self._put_back()
 
