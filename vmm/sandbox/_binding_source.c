@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/keyctl.h>
 #include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
@@ -109,6 +110,8 @@ static int child_main(void *argument)
     sigprocmask(SIG_SETMASK, &none, NULL);
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     setsid(); /* Ctrl-C is the broker's to hear */
+    /* Keys of the caller's session are not the worker's; a kernel without keys has none to give. */
+    syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
     if (spawn->namespaces & CLONE_NEWUSER) {
         int proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
 

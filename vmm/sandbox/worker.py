@@ -208,7 +208,7 @@ def _load(settings: JailSettings) -> None:
     if "debugger" in settings.features:
         import vmm.machine.debugger
     if "symbols" in settings.features:
-        from elftools.dwarf import callframe, descriptions  # noqa: F401  (they would be imported when used)
+        import elftools.elf.elffile  # noqa: F401  (symbols imports it when it is used)
 
         from vmm.machine import symbols  # noqa: F401
     if settings.verify_network:
