@@ -86,7 +86,11 @@ def test_no_promise_stands_outside_the_tables(document: str) -> None:
 
 
 def test_a_claim_without_a_test_is_found() -> None:
-    rows = "| C1 | Nothing. | trust us |\n| C2 | More. | `tests/unit/test_claims.py::test_of_nothing` |\n| C3 | x | `tests/no.py::test_a` |"
+    rows = (
+        "| C1 | Nothing. | trust us |\n"
+        "| C2 | More. | `tests/unit/test_claims.py::test_of_nothing` |\n"
+        "| C3 | Else. | `tests/no.py::test_a` |"
+    )
     assert [problems(claim) for claim in claims_of("x", rows)] == [
         ["it names no test"],
         ["there is no tests/unit/test_claims.py::test_of_nothing"],
