@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.differential.ours import Ours
+
+# Where the tests were started in the background of a shell, Ctrl-C is ignored, and so it would be by every command that
+# they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
