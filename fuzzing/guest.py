@@ -169,6 +169,7 @@ class Guest:
                 "max-read": self.limits.max_read,
                 "max-write": self.limits.max_write,
                 "max-messages": self.limits.max_messages,
+                "max-output": self.limits.max_output,
                 "max-report": self.limits.max_report,
             }
             assert limits[event.limit] == event.value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: In the order in which they are listed.
-NAMES = ("device", "queue", "control", "report", "elf", "fault", "cbor", "arguments")
+NAMES = ("device", "queue", "control", "report", "elf", "fault", "cbor", "arguments", "wire", "bundle")
 
 #: Packages besides our own whose branches guide the search, by target.
 INSTRUMENTED = {"elf": ("elftools",)}

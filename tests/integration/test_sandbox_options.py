@@ -62,7 +62,8 @@ def test_doctor_names_what_is_missing(who: str) -> None:
     missing = LACKING[who][1]
     done = lacking(who, "doctor", "--output", "json")
     assert done.status == EXIT_OK
-    sandbox = done.json["sandbox"]
+    assert done.json["sandbox"]["complete"] is False
+    sandbox = done.json["sandbox"]["layers"]
     assert list(sandbox) == list(LAYERS)
     assert {name for name, layer in sandbox.items() if not layer["holds"]} == missing
     assert all(sandbox[name]["detail"] for name in missing)

@@ -18,6 +18,8 @@ from vmm.devices import mmio
 from vmm.devices.budget import Meter
 from vmm.devices.queue import Queue
 from vmm.machine import elf, faults
+from vmm.operations.files import InputFile
+from vmm.sandbox import wire
 
 Patch = pytest.MonkeyPatch
 
@@ -113,6 +115,14 @@ def _any_value(patch: Patch) -> None:
     patch.setattr(vmm.cbor, "_wrong", lambda *_: None)
 
 
+def _other_texts(patch: Patch) -> None:
+    patch.setattr(wire, "_text", lambda value: value + "!")
+
+
+def _left_open(patch: Patch) -> None:
+    patch.setattr(InputFile, "close", lambda self: None)
+
+
 @pytest.mark.parametrize(
     ("name", "plant"),
     [
@@ -125,11 +135,13 @@ def _any_value(patch: Patch) -> None:
         ("fault", _raw_panic),
         ("cbor", _any_value),
         ("arguments", _raw_output),
+        ("wire", _other_texts),
+        ("bundle", _left_open),
     ],
 )
 def test_a_planted_bug_is_noticed(name: str, plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
     plant(monkeypatch)
-    with pytest.raises((AssertionError, KeyError, UnicodeError)):
+    with pytest.raises((AssertionError, AttributeError, KeyError, TypeError, UnicodeError, ValueError)):
         replay(name)
 
 
