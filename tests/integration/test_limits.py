@@ -10,9 +10,11 @@ import pytest
 
 import vmm
 from tests.integration.command import listing, run
+from tests.machines import job
 from vmm.boundary import Limits, Usage
 from vmm.machine.runner import MachineRunner
 from vmm.record import replace
+from vmm.sandbox.broker import JailedRunner
 
 if TYPE_CHECKING:
     from vmm.boundary import Event, Job, Outcome
@@ -157,3 +159,12 @@ def test_memory(image: Path) -> None:
         megabytes += 2
     assert done.status == 0
     assert 2 < megabytes < 64
+
+
+@pytest.mark.parametrize("seconds", ["0.0001", "0.00001", "1e-9", "0.1", "0.15"])
+def test_every_timeout_is_said_as_it_was_given(seconds: str) -> None:
+    """Also one that is no fraction of small numbers, and through the process border."""
+    with JailedRunner() as runner:
+        outcome = runner.run(job("spin", timeout=float(seconds)), lambda _: None)
+    assert outcome.failure is not None
+    assert (outcome.failure.limit, outcome.failure.limit_value) == ("timeout", float(seconds))

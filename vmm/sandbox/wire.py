@@ -49,6 +49,8 @@ MAX_TEXT = 16384
 MAX_ITEMS = 4096
 
 _U64 = (1 << 64) - 1
+#: Digits of the largest number.
+_DIGITS = 20
 
 
 class WireError(Exception):
@@ -201,8 +203,8 @@ def _failure_fields(failure: Failure) -> dict[str, object]:
     fields: dict[str, object] = {name: getattr(failure, name) for name in Failure.__match_args__}
     fields["kind"] = str(failure.kind)
     if failure.limit_value is not None:
-        # The subset of CBOR has no fractions.
-        fields["limit_value"] = list(failure.limit_value.as_integer_ratio())
+        # The subset of CBOR has no fractions; the shortest text that is this number says it exactly.
+        fields["limit_value"] = repr(failure.limit_value)
     fields["backtrace"] = [_frame_fields(one) for one in failure.backtrace]
     fields["recent_requests"] = list(failure.recent_requests)
     return {name: value for name, value in fields.items() if value is not None}
@@ -357,15 +359,26 @@ _TEXTS = ("limit", "access", "region")
 _NUMBERS = ("device", "errno", "vector", "error_code", "address")
 
 
+def _amount(value: object) -> float:
+    """The value of a limit: a whole number, or seconds with a fraction."""
+    text = _text(value)
+    try:
+        amount = int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else float(text)
+    except ValueError:
+        raise WireError("the value of a limit that is no number") from None
+    if not 0 <= amount <= _U64:
+        raise WireError("the value of a limit that is out of range")
+    return amount
+
+
 def _failure(value: object) -> Failure:
     fields = _map(value, len(Failure.__match_args__))
     if not set(fields) <= set(Failure.__match_args__) or fields.get("kind") not in FAILURE_KINDS:
         raise WireError("a failure of an unknown kind")
-    ratio = [_number(one) for one in _fields(fields["limit_value"], 2)] if "limit_value" in fields else [0, 0]
     return Failure(
         FailureKind(fields["kind"]),
         _text(fields.get("message")),
-        limit_value=ratio[0] / ratio[1] if ratio[1] else None,
+        limit_value=_amount(fields["limit_value"]) if "limit_value" in fields else None,
         registers={_text(name): _number(one) for name, one in _map(fields.get("registers", {}), 64).items()},
         backtrace=tuple(_frame(one) for one in _list(fields.get("backtrace", []), 64)),
         recent_requests=tuple(_text(one) for one in _list(fields.get("recent_requests", []), MAX_ITEMS)),
