@@ -64,3 +64,31 @@ def await_debugger(port: int, symbols: str) -> socket:
     # Packets are small, and each is waited for.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
+
+
+class GdbPort:
+    """Where the runs of one command meet gdb: one connection for each run.
+
+    :param text: the value of ``--gdb``.
+    :raises UsageError: it is no port.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._port = port_number(text)
+        self._connection: socket | None = None
+
+    def wait(self, symbols: str) -> int:
+        """Close the connection of the run before, and wait for the next one; answers its descriptor, which stays here.
+
+        :param symbols: path of the operation's ELF with debugging information.
+        :raises UsageError: the port cannot be listened on.
+        """
+        self.close()
+        self._connection = await_debugger(self._port, symbols)
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """Close the connection of the last run.  Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

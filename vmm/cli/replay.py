@@ -16,10 +16,9 @@ from vmm.replay.player import Player, Verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
-
     from vmm.boundary import Runner
     from vmm.cli.arguments import Arguments
+    from vmm.cli.debug import GdbPort
 
 _OPTIONS = (
     Option("help", ("-h", "--help"), None, "show this text"),
@@ -54,7 +53,7 @@ def replay_command(words: list[str], runner: Runner | None = None) -> int:
     limits = runoptions.limits(arguments)
     op_elf = arguments.get("op-elf")
     elf = None if op_elf is None else load_elf_file(op_elf)
-    gdb = _Gdb(arguments.get("gdb"), op_elf)
+    gdb = _gdb_port(arguments)
     own = new_runner(arguments, warm=True) if runner is None else None
     player = Player(
         runner or own,  # type: ignore[arg-type]  # one of them is there
@@ -65,47 +64,27 @@ def replay_command(words: list[str], runner: Runner | None = None) -> int:
         log_level=log_level_of(arguments),
         on_message=None if "quiet" in arguments else show.message,
         on_log=show.log if "verbose" in arguments else None,
-        await_debugger=gdb.wait if "gdb" in arguments else None,
+        await_debugger=None
+        if gdb is None
+        else lambda name: gdb.wait(str(op_elf) if name is None else debug_file(name)),
     )
     try:
         return worst([show.verdict(verdict) for verdict in player.replay(show.path)])
     finally:
-        gdb.close()
+        if gdb is not None:
+            gdb.close()
         if own is not None:
             own.close()
 
 
-class _Gdb:
-    """The debugger of a replay: one connection for each run.
+def _gdb_port(arguments: Arguments) -> GdbPort | None:
+    """Where gdb is met, when that was asked for."""
+    text = arguments.get("gdb")
+    if text is None:
+        return None
+    from vmm.cli.debug import GdbPort
 
-    :param port: ``--gdb``, None without.
-    :param op_elf: ``--op-elf``, None without.
-    :raises UsageError: the port is none.
-    """
-
-    def __init__(self, port: str | None, op_elf: str | None) -> None:
-        self._port = 0
-        self._op_elf = op_elf
-        self._connection: socket | None = None
-        if port is not None:
-            from vmm.cli.debug import port_number
-
-            self._port = port_number(port)
-
-    def wait(self, operation: str | None) -> int:
-        """Wait for gdb; answers the descriptor of its connection."""
-        from vmm.cli.debug import await_debugger
-
-        self.close()
-        symbols = str(self._op_elf) if operation is None else debug_file(operation)
-        self._connection = await_debugger(self._port, symbols)
-        return self._connection.fileno()
-
-    def close(self) -> None:
-        """Close the connection of the last run.  Idempotent."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    return GdbPort(text)
 
 
 class _Show:

@@ -18,11 +18,11 @@ from vmm.operations.text import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from socket import socket
 
     from vmm.boundary import Runner
     from vmm.cbor import Value
     from vmm.cli.arguments import Arguments
+    from vmm.cli.debug import GdbPort
     from vmm.replay.recorder import Recorder
     from vmm.sandbox.layers import JailReport
     from vmm.sandbox.spawn import Process
@@ -120,8 +120,8 @@ class Command:
         limits = runoptions.limits(arguments)
         self._elf = load_elf_file(operation) if is_path(operation) else None
         op_elf = arguments.get("op-elf")
-        self._debugger = self._prepare_debugger()
-        self._connections: list[socket] = []
+        self._gdb: GdbPort | None = None
+        await_debugger = self._prepare_debugger()
         self.progress = Progress(asked="progress" in arguments)
         self.runner = new_runner(arguments, process, warm=self.many) if runner is None else runner
         self._own_runner = runner is None
@@ -133,7 +133,7 @@ class Command:
             log_level=log_level_of(arguments),
             on_log=show_log,
             on_progress=self.progress.update if self.progress.wanted else None,
-            await_debugger=self._debugger,
+            await_debugger=await_debugger,
         )
 
     def _prepare_debugger(self) -> Callable[[], int] | None:
@@ -143,17 +143,15 @@ class Command:
             return None
         if self.many:
             raise UsageError(f"--gdb takes one FILE, not {len(self.files)}")
-        from vmm.cli.debug import await_debugger, port_number
+        from vmm.cli.debug import GdbPort
 
-        port = port_number(port_text)
+        port = self._gdb = GdbPort(port_text)
         own_elf = self.arguments.get("op-elf") or (self.operation if self._elf is not None else None)
         symbols = own_elf or debug_file(self.operation)
 
         def wait() -> int:
             self.progress.finish()
-            connection = await_debugger(port, symbols)
-            self._connections.append(connection)
-            return connection.fileno()
+            return port.wait(symbols)
 
         return wait
 
@@ -191,8 +189,8 @@ class Command:
     def close(self) -> None:
         """Give up the machine, a bundle that is not complete, and the progress line."""
         self.progress.finish()
-        for connection in self._connections:
-            connection.close()
+        if self._gdb is not None:
+            self._gdb.close()
         if self.recorder is not None:
             self.recorder.close()
         if self._own_runner:

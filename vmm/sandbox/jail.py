@@ -53,8 +53,6 @@ class Jail:
         self.settings = settings
         self._outside = namespaces
         self._layers: dict[str, Layer] = {}
-        #: A descriptor of /proc while there is one: for identity maps after the root is gone.
-        self._proc = -1
         self._user = user
 
     def close(self) -> tuple[Layer, ...]:
@@ -64,6 +62,7 @@ class Jail:
         self._tasks = kvm_makes_tasks()
         self._libseccomp: int = lib.pyvmm_find_libseccomp()
         self._own_user = namespace("user-namespace") != self._outside["user-namespace"]
+        # For identity maps after the root is gone.
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         for name in NAMESPACES:
             if name == "user-namespace" and self._user == 0 and not self._own_user:

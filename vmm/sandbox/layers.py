@@ -52,8 +52,7 @@ class JailReport:
     memory: str = ""
     #: Process id of the worker in the broker's PID namespace.
     pid: int = 0
-    #: From the start of the process to the closed jail, and the part of it that closing took, in nanoseconds.
-    start_ns: int = 0
+    #: What closing it took, in nanoseconds.
     close_ns: int = 0
 
     @property
