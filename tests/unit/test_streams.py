@@ -98,7 +98,7 @@ def test_broken_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("vmm.cli.run.out", broken)
+    monkeypatch.setattr("vmm.cli.answers.out", broken)
     monkeypatch.setattr("vmm.cli.main.abandon_stdout", lambda: abandoned.append(True))
     assert main(["run", "measure", "image"], FakeRunner(MEASURE)) == 1
     assert abandoned == [True]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from vmm.boundary import KVM_DEVICE
 from vmm.cli import runoptions
+from vmm.cli.answers import Answers
 from vmm.cli.arguments import options_text, parse
 from vmm.cli.failures import error_dict, error_text, worst
-from vmm.cli.jsontext import compact, pretty
 from vmm.cli.progress import Progress
 from vmm.cli.terminal import err, out
 from vmm.errors import EXIT_OK, OperationLoadError, UsageError, VmmError
@@ -17,10 +15,9 @@ from vmm.operations.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from vmm.boundary import Runner
-    from vmm.cbor import Value
     from vmm.cli.arguments import Arguments
     from vmm.cli.debug import GdbPort
     from vmm.replay.recorder import Recorder
@@ -104,7 +101,7 @@ def load_elf_file(path: str) -> bytes:
     return load_elf(path)
 
 
-class Command:
+class Command(Answers):
     """One ``pyvmm run`` with its runner, which lives until the last file is done."""
 
     def __init__(
@@ -119,13 +116,15 @@ class Command:
         self.many = len(self.files) > 1
         limits = runoptions.limits(arguments)
         self._elf = load_elf_file(operation) if is_path(operation) else None
+        self.lines = self._elf is not None
         op_elf = arguments.get("op-elf")
         self._gdb: GdbPort | None = None
         await_debugger = self._prepare_debugger()
         self.progress = Progress(asked="progress" in arguments)
         self.runner = new_runner(arguments, process, warm=self.many) if runner is None else runner
         self._own_runner = runner is None
-        self.recorder = self._record(arguments.get("record"))
+        self.record = arguments.get("record")
+        self.recorder = self._record()
         self.session = Session(
             self.recorder or self.runner,
             limits=limits,
@@ -169,22 +168,17 @@ class Command:
             raise UsageError("Expecting at least one image file name")
         return operands
 
-    def _record(self, path: str | None) -> Recorder | None:
+    def _record(self) -> Recorder | None:
         """What records the runs, if that is asked for; imported here, since a plain run does not need it."""
-        if path is None:
+        if self.record is None:
             if "max-record" in self.arguments:
                 raise UsageError("--max-record needs --record")
             return None
         for file in self.files:
-            self._refuse_replacing(path, file)
+            self.refuse_replacing(file)
         from vmm.replay.recorder import Recorder
 
-        return Recorder(self.runner, path, runoptions.max_record(self.arguments), follow_symlinks=self.follow)
-
-    @staticmethod
-    def _refuse_replacing(record: str, file: str) -> None:
-        if os.path.realpath(record) == os.path.realpath(file):
-            raise UsageError(f"The record would replace a file of the run: '{printable(record)}'")
+        return Recorder(self.runner, self.record, runoptions.max_record(self.arguments), follow_symlinks=self.follow)
 
     def close(self) -> None:
         """Give up the machine, a bundle that is not complete, and the progress line."""
@@ -224,154 +218,29 @@ class Command:
 
     def _fail(self, error: VmmError, path: str | None) -> None:
         if self.json:
-            self._out_json(error_dict(error, path))
+            self.out_json(error_dict(error, path))
         else:
             err(error_text(error, path))
 
-    def _out_json(self, value: dict[str, object]) -> None:
-        lines = self.many or self._elf is not None
-        out((compact(value) if lines else pretty(value)) + "\n")
-
-    def _show_json(self, value: dict[str, object], path: str | None) -> None:
-        """Show a report as JSON; it names its file when there are many."""
-        self.progress.finish()
-        if self.many and "filename" not in value:
-            value = {"filename": path, **value}
-        self._out_json(value)
-
-    def _show_text(self, text: str, path: str | None, *, first: bool, header: bool) -> None:
-        """Show a report as text, below its file's name when there are many."""
-        self.progress.finish()
-        if not self.quiet:
-            above = ("" if first else "\n") if self.many else ""
-            if self.many and header:
-                above += f"image: {printable(str(path))}\n"
-            out(above + text)
-
     def _one(self, path: str | None, *, first: bool) -> int:
         if self._elf is not None:
-            return self._foreign(self._elf, path)
-        handler = {"measure": self._measure, "create": self._create, "info": self._info, "check": self._check}
-        return handler[self.operation](path, first)
+            from vmm.cli.run_foreign import answer as foreign
 
-    def _measure(self, path: str | None, first: bool) -> int:
-        from vmm.operations.measure import measure
-        from vmm.operations.options import collect_options
+            return foreign(self, self._elf, path)
+        return _answer_of(self.operation)(self, path, first)
 
-        arguments = self.arguments
-        report = measure(
-            self.session,
-            path,
-            target=arguments.get("target") or "raw",
-            format=arguments.get("format"),
-            size=arguments.get("size"),
-            options=collect_options(arguments.all("options")),
-            follow_symlinks=self.follow,
-        )
-        if self.json:
-            from vmm.cli.reports import measure_json
 
-            self._show_json(measure_json(report), path)
-        else:
-            from vmm.cli.human import measure_text
-
-            self._show_text(measure_text(report), path, first=first, header=True)
-        return report.exit_status
-
-    def _info(self, path: str | None, first: bool) -> int:
-        from vmm.cli.reports import info_json, version_of
-        from vmm.operations.info import DEFAULT_QEMU_VERSION, info
-
-        asked = self.arguments.get("qemu-version") or DEFAULT_QEMU_VERSION
-        try:
-            version = version_of(asked)
-        except ValueError:
-            raise UsageError(f"--qemu-version takes a version such as 8.0, not '{printable(asked)}'") from None
-        report = info(
-            self.session,
-            str(path),
-            format=self.arguments.get("format"),
-            qemu_version=".".join(map(str, version)),
-            follow_symlinks=self.follow,
-        )
-        if self.json:
-            self._show_json(info_json(report, version), path)
-        else:
-            from vmm.cli.human import info_text
-
-            self._show_text(info_text(report, version), path, first=first, header=False)
-        return report.exit_status
-
-    def _check(self, path: str | None, first: bool) -> int:
-        from vmm.operations.check import check
-
-        report = check(self.session, str(path), format=self.arguments.get("format"), follow_symlinks=self.follow)
-        if self.json:
-            from vmm.cli.reports import check_json
-
-            self._show_json(check_json(report), path)
-        else:
-            from vmm.cli.human import check_text, findings_text
-
-            err(findings_text(report))
-            self._show_text(check_text(report), path, first=first, header=True)
-        return report.exit_status
-
-    def _create(self, path: str | None, first: bool) -> int:
-        from vmm.operations.create import create
-        from vmm.operations.options import collect_options
-
-        arguments = self.arguments
-        options = collect_options(arguments.all("options"))
-        for key, name in (("backing", "backing_file"), ("backing-format", "backing_fmt")):
-            if key in arguments:
-                options[name] = arguments.get(key)
-        data_file = options.get("data_file")
-        if self.recorder is not None and isinstance(data_file, str):
-            self._refuse_replacing(self.recorder.path, data_file)
-        report = create(
-            self.session,
-            str(path),
-            arguments.get("format") or "raw",
-            size=arguments.operands[1] if len(arguments.operands) > 1 else None,
-            options=options,
-            unix_time=_unix_time(arguments.get("unix-time")),
-            uuid=_uuid(arguments.get("uuid")),
-            follow_symlinks=self.follow,
-        )
-        if self.json:
-            from vmm.cli.reports import create_json
-
-            self._show_json(create_json(report), path)
-        else:
-            from vmm.cli.human import create_text
-
-            self._show_text(create_text(report), path, first=first, header=False)
-        return report.exit_status
-
-    def _foreign(self, elf: bytes, path: str | None) -> int:
-        from vmm.operations.foreign import run_foreign
-        from vmm.operations.options import collect_options
-
-        def show(name: str, fields: Mapping[str, Value]) -> None:
-            if not self.quiet:
-                self.progress.finish()
-                out(compact({"filename": path, "message": name, "fields": fields}) + "\n")
-
-        options = {
-            key: value if isinstance(value, str) else None
-            for key, value in collect_options(self.arguments.all("options")).items()
-        }
-        report = run_foreign(
-            self.session,
-            elf,
-            self.operation,
-            [] if path is None else [path],
-            show,
-            options=options,
-            follow_symlinks=self.follow,
-        )
-        return report.exit_status
+def _answer_of(operation: str) -> Callable[[Answers, str | None, bool], int]:
+    """What answers for one of :data:`OPERATIONS`; only its modules are imported."""
+    if operation == "measure":
+        from vmm.cli.run_measure import answer
+    elif operation == "info":
+        from vmm.cli.run_info import answer
+    elif operation == "check":
+        from vmm.cli.run_check import answer
+    else:
+        from vmm.cli.run_create import answer
+    return answer
 
 
 def _show_jail(report: JailReport) -> None:
@@ -394,24 +263,3 @@ def show_log(level: int, text: str) -> None:
     """One printable line of the guest's log, on stderr."""
     name = _LOG_LEVELS[level] if 0 < level < len(_LOG_LEVELS) else str(level)
     err(f"guest: {name}: {text}\n")
-
-
-def _unix_time(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise UsageError(f"--unix-time takes seconds since 1970, not '{printable(text)}'")
-    return int(text)
-
-
-def _uuid(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    digits = text.replace("-", "")
-    try:
-        value = bytes.fromhex(digits)
-    except ValueError:
-        value = b""
-    if len(value) != 16 or len(digits) != 32:
-        raise UsageError(f"--uuid takes 32 hexadecimal digits, not '{printable(text)}'")
-    return value
