@@ -276,12 +276,40 @@ class CreateOptions(Message):
 
     ``force-size``: vpc: keep the size instead of rounding it to a geometry
 
+    ``adapter-type``: vmdk: ide, buslogic, lsilogic or legacyESX
+
+    ``hwversion``: vmdk: virtual hardware version to write into the descriptor
+
+    ``toolsversion``: vmdk: version of the guest tools to write into the descriptor
+
+    ``zeroed-grain``: vmdk: let grains be marked as zero
+
+    ``compat6``: vmdk: version 6 image
+
+    ``block-size``: vhdx: bytes, a power of two from 1 MiB to 256 MiB
+
+    ``log-size``: vhdx: bytes, a multiple of 1 MiB
+
+    ``block-state-zero``: vhdx: let new blocks of a dynamic image be in state zero
+
+    ``cipher-alg``: luks: aes-128, aes-192 or aes-256
+
+    ``cipher-mode``: luks: xts or cbc
+
+    ``hash-alg``: luks: sha1, sha256 or sha512
+
+    ``ivgen-alg``: luks: plain, plain64 or essiv
+
+    ``ivgen-hash-alg``: luks: the hash of essiv
+
+    ``iterations``: luks: PBKDF2 iterations of the key slot
+
     ``nocow``: raw, qcow2, vpc: a wish to the file system; no part of the image
 
     ``extent-size-hint``: raw, qcow2, vpc: a wish to the file system; no part of the image
     """
 
-    __slots__ = ("cluster_size", "refcount_bits", "extended_l2", "compat", "preallocation", "lazy_refcounts", "backing_file", "backing_format", "data_file", "data_file_raw", "compression_type", "encryption", "subformat", "force_size", "nocow", "extent_size_hint")
+    __slots__ = ("cluster_size", "refcount_bits", "extended_l2", "compat", "preallocation", "lazy_refcounts", "backing_file", "backing_format", "data_file", "data_file_raw", "compression_type", "encryption", "subformat", "force_size", "adapter_type", "hwversion", "toolsversion", "zeroed_grain", "compat6", "block_size", "log_size", "block_state_zero", "cipher_alg", "cipher_mode", "hash_alg", "ivgen_alg", "ivgen_hash_alg", "iterations", "nocow", "extent_size_hint")
     NAME = "create-options"
     FIELDS = (
         Field("cluster-size", "cluster_size", "uint", True, False, None),
@@ -298,6 +326,20 @@ class CreateOptions(Message):
         Field("encryption", "encryption", "text", True, False, None),
         Field("subformat", "subformat", "text", True, False, None),
         Field("force-size", "force_size", "bool", True, False, None),
+        Field("adapter-type", "adapter_type", "text", True, False, None),
+        Field("hwversion", "hwversion", "text", True, False, None),
+        Field("toolsversion", "toolsversion", "text", True, False, None),
+        Field("zeroed-grain", "zeroed_grain", "bool", True, False, None),
+        Field("compat6", "compat6", "bool", True, False, None),
+        Field("block-size", "block_size", "uint", True, False, None),
+        Field("log-size", "log_size", "uint", True, False, None),
+        Field("block-state-zero", "block_state_zero", "bool", True, False, None),
+        Field("cipher-alg", "cipher_alg", "text", True, False, None),
+        Field("cipher-mode", "cipher_mode", "text", True, False, None),
+        Field("hash-alg", "hash_alg", "text", True, False, None),
+        Field("ivgen-alg", "ivgen_alg", "text", True, False, None),
+        Field("ivgen-hash-alg", "ivgen_hash_alg", "text", True, False, None),
+        Field("iterations", "iterations", "uint", True, False, None),
         Field("nocow", "nocow", "bool", True, False, None),
         Field("extent-size-hint", "extent_size_hint", "uint", True, False, None),
     )
@@ -315,6 +357,20 @@ class CreateOptions(Message):
     encryption: str | None
     subformat: str | None
     force_size: bool | None
+    adapter_type: str | None
+    hwversion: str | None
+    toolsversion: str | None
+    zeroed_grain: bool | None
+    compat6: bool | None
+    block_size: int | None
+    log_size: int | None
+    block_state_zero: bool | None
+    cipher_alg: str | None
+    cipher_mode: str | None
+    hash_alg: str | None
+    ivgen_alg: str | None
+    ivgen_hash_alg: str | None
+    iterations: int | None
     nocow: bool | None
     extent_size_hint: int | None
 
@@ -335,6 +391,20 @@ class CreateOptions(Message):
         encryption: str | None = None,
         subformat: str | None = None,
         force_size: bool | None = None,
+        adapter_type: str | None = None,
+        hwversion: str | None = None,
+        toolsversion: str | None = None,
+        zeroed_grain: bool | None = None,
+        compat6: bool | None = None,
+        block_size: int | None = None,
+        log_size: int | None = None,
+        block_state_zero: bool | None = None,
+        cipher_alg: str | None = None,
+        cipher_mode: str | None = None,
+        hash_alg: str | None = None,
+        ivgen_alg: str | None = None,
+        ivgen_hash_alg: str | None = None,
+        iterations: int | None = None,
         nocow: bool | None = None,
         extent_size_hint: int | None = None,
     ) -> None:
@@ -353,6 +423,20 @@ class CreateOptions(Message):
         put(self, "encryption", encryption)
         put(self, "subformat", subformat)
         put(self, "force_size", force_size)
+        put(self, "adapter_type", adapter_type)
+        put(self, "hwversion", hwversion)
+        put(self, "toolsversion", toolsversion)
+        put(self, "zeroed_grain", zeroed_grain)
+        put(self, "compat6", compat6)
+        put(self, "block_size", block_size)
+        put(self, "log_size", log_size)
+        put(self, "block_state_zero", block_state_zero)
+        put(self, "cipher_alg", cipher_alg)
+        put(self, "cipher_mode", cipher_mode)
+        put(self, "hash_alg", hash_alg)
+        put(self, "ivgen_alg", ivgen_alg)
+        put(self, "ivgen_hash_alg", ivgen_hash_alg)
+        put(self, "iterations", iterations)
         put(self, "nocow", nocow)
         put(self, "extent_size_hint", extent_size_hint)
 
@@ -360,16 +444,20 @@ class CreateOptions(Message):
 class CreateRequest(Message):
     """What to create. Everything that is not a function of the other fields (time, identity) comes with the request.
 
-    ``format``: qemu's driver name: raw, qcow2 or vpc
+    ``format``: qemu's driver name
 
     ``size``: bytes of virtual disk
 
     ``unix-time``: seconds since 1970-01-01 00:00 UTC, for formats that record when they were made; absent: their epoch
 
     ``uuid``: 16 bytes, the identity for formats that record one; absent: zeroes
+
+    ``entropy``: 32 bytes, what every other random part of the image is made of; absent: zeroes
+
+    ``passphrase``: luks: what unlocks the first key slot
     """
 
-    __slots__ = ("format", "size", "options", "unix_time", "uuid")
+    __slots__ = ("format", "size", "options", "unix_time", "uuid", "entropy", "passphrase")
     NAME = "create-request"
     FIELDS = (
         Field("format", "format", "text", False, False, None),
@@ -377,12 +465,16 @@ class CreateRequest(Message):
         Field("options", "options", "message", True, False, CreateOptions),
         Field("unix-time", "unix_time", "uint", True, False, None),
         Field("uuid", "uuid", "bytes", True, False, None),
+        Field("entropy", "entropy", "bytes", True, False, None),
+        Field("passphrase", "passphrase", "bytes", True, False, None),
     )
     format: str
     size: int | None
     options: CreateOptions | None
     unix_time: int | None
     uuid: bytes | None
+    entropy: bytes | None
+    passphrase: bytes | None
 
     def __init__(
         self,
@@ -392,6 +484,8 @@ class CreateRequest(Message):
         options: CreateOptions | None = None,
         unix_time: int | None = None,
         uuid: bytes | None = None,
+        entropy: bytes | None = None,
+        passphrase: bytes | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -399,6 +493,8 @@ class CreateRequest(Message):
         put(self, "options", options)
         put(self, "unix_time", unix_time)
         put(self, "uuid", uuid)
+        put(self, "entropy", entropy)
+        put(self, "passphrase", passphrase)
 
 
 class CreateOption(Message):
@@ -1038,9 +1134,11 @@ class InfoBitmap(Message):
 
 
 class InfoReference(Message):
-    """Another file that the image names. It is reported and never followed.
+    """Another file that the image names. It is followed only under --chain.
 
-    ``kind``: backing-file, data-file or parent
+    ``kind``: backing-file, data-file, extent or parent
+
+    ``index``: which one of its kind, from 0: names of one kind and index are alternatives for one file; absent: 0
 
     ``name``: as written in the image, decoded to UTF-8
 
@@ -1049,15 +1147,17 @@ class InfoReference(Message):
     ``source``: which structure names it, for example a parent locator's platform code
     """
 
-    __slots__ = ("kind", "name", "format", "source")
+    __slots__ = ("kind", "index", "name", "format", "source")
     NAME = "info-reference"
     FIELDS = (
         Field("kind", "kind", "text", False, False, None),
+        Field("index", "index", "uint", True, False, None),
         Field("name", "name", "text", False, False, None),
         Field("format", "format", "text", True, False, None),
         Field("source", "source", "text", True, False, None),
     )
     kind: str
+    index: int | None
     name: str
     format: str | None
     source: str | None
@@ -1067,11 +1167,13 @@ class InfoReference(Message):
         *,
         kind: str,
         name: str,
+        index: int | None = None,
         format: str | None = None,
         source: str | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "kind", kind)
+        put(self, "index", index)
         put(self, "name", name)
         put(self, "format", format)
         put(self, "source", source)
@@ -1289,30 +1391,216 @@ class InfoNote(Message):
         put(self, "value", value)
 
 
+class ChainFile(Message):
+    """A file of a chain; the item at position N of the list is device N + 1. An empty list: --chain was given, and nothing is there to follow.
+
+    ``owner``: number of the device whose image names it
+
+    ``kind``: as in info-reference
+
+    ``index``: as in info-reference
+
+    ``format``: driver name; absent: detection decides
+    """
+
+    __slots__ = ("owner", "kind", "index", "format")
+    NAME = "chain-file"
+    FIELDS = (
+        Field("owner", "owner", "uint", False, False, None),
+        Field("kind", "kind", "text", False, False, None),
+        Field("index", "index", "uint", False, False, None),
+        Field("format", "format", "text", True, False, None),
+    )
+    owner: int
+    kind: str
+    index: int
+    format: str | None
+
+    def __init__(
+        self,
+        *,
+        owner: int,
+        kind: str,
+        index: int,
+        format: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "owner", owner)
+        put(self, "kind", kind)
+        put(self, "index", index)
+        put(self, "format", format)
+
+
+class MapRequest(Message):
+    """Map the image on device 0.
+
+    ``format``: driver name; absent: detection decides
+
+    ``start``: byte of the virtual disk to begin at; absent: 0
+
+    ``length``: bytes at most; absent: to the end
+
+    ``files``: the other files of the image; absent: references are not followed
+    """
+
+    __slots__ = ("format", "start", "length", "files")
+    NAME = "map-request"
+    FIELDS = (
+        Field("format", "format", "text", True, False, None),
+        Field("start", "start", "uint", True, False, None),
+        Field("length", "length", "uint", True, False, None),
+        Field("files", "files", "message", True, True, ChainFile),
+    )
+    format: str | None
+    start: int | None
+    length: int | None
+    files: tuple[ChainFile, ...] | None
+
+    def __init__(
+        self,
+        *,
+        format: str | None = None,
+        start: int | None = None,
+        length: int | None = None,
+        files: tuple[ChainFile, ...] | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "start", start)
+        put(self, "length", length)
+        put(self, "files", files)
+
+
+class MapExtent(Message):
+    """A run of the disk that is stored in one way.
+
+    ``start``: byte of the virtual disk
+
+    ``length``: at least 1
+
+    ``depth``: 0 the image itself, 1 its backing file ...
+
+    ``present``: this chain says what is here, rather than nobody
+
+    ``zero``: reads as zero
+
+    ``data``: bytes are stored for it
+
+    ``offset``: byte of the file where it begins, when it lies there as it is
+
+    ``device``: which file
+    """
+
+    __slots__ = ("start", "length", "depth", "present", "zero", "data", "compressed", "offset", "device")
+    NAME = "map-extent"
+    FIELDS = (
+        Field("start", "start", "uint", False, False, None),
+        Field("length", "length", "uint", False, False, None),
+        Field("depth", "depth", "uint", False, False, None),
+        Field("present", "present", "bool", False, False, None),
+        Field("zero", "zero", "bool", False, False, None),
+        Field("data", "data", "bool", False, False, None),
+        Field("compressed", "compressed", "bool", False, False, None),
+        Field("offset", "offset", "uint", True, False, None),
+        Field("device", "device", "uint", False, False, None),
+    )
+    start: int
+    length: int
+    depth: int
+    present: bool
+    zero: bool
+    data: bool
+    compressed: bool
+    offset: int | None
+    device: int
+
+    def __init__(
+        self,
+        *,
+        start: int,
+        length: int,
+        depth: int,
+        present: bool,
+        zero: bool,
+        data: bool,
+        compressed: bool,
+        device: int,
+        offset: int | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "start", start)
+        put(self, "length", length)
+        put(self, "depth", depth)
+        put(self, "present", present)
+        put(self, "zero", zero)
+        put(self, "data", data)
+        put(self, "compressed", compressed)
+        put(self, "offset", offset)
+        put(self, "device", device)
+
+
+class Map(Message):
+    """The end of a map.
+
+    ``format``: driver name
+
+    ``virtual-size``: bytes of the virtual disk
+
+    ``extents``: how many map-extent messages went before
+    """
+
+    __slots__ = ("format", "virtual_size", "extents")
+    NAME = "map"
+    FIELDS = (
+        Field("format", "format", "text", False, False, None),
+        Field("virtual-size", "virtual_size", "uint", False, False, None),
+        Field("extents", "extents", "uint", False, False, None),
+    )
+    format: str
+    virtual_size: int
+    extents: int
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        virtual_size: int,
+        extents: int,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "virtual_size", virtual_size)
+        put(self, "extents", extents)
+
+
 class MeasureRequest(Message):
     """What to measure: device 0, or with `size` an empty image of that many bytes.
 
-    ``target``: qemu's driver name of the target: raw, qcow2 or vpc
+    ``target``: qemu's driver name of the target
 
     ``format``: driver name of the source; absent: detection decides
 
     ``size``: bytes of virtual disk; no device is looked at
 
     ``options``: creation options of the target
+
+    ``files``: the other files of the source; absent: references are not followed
     """
 
-    __slots__ = ("target", "format", "size", "options")
+    __slots__ = ("target", "format", "size", "options", "files")
     NAME = "measure-request"
     FIELDS = (
         Field("target", "target", "text", False, False, None),
         Field("format", "format", "text", True, False, None),
         Field("size", "size", "uint", True, False, None),
         Field("options", "options", "message", True, False, CreateOptions),
+        Field("files", "files", "message", True, True, ChainFile),
     )
     target: str
     format: str | None
     size: int | None
     options: CreateOptions | None
+    files: tuple[ChainFile, ...] | None
 
     def __init__(
         self,
@@ -1321,12 +1609,14 @@ class MeasureRequest(Message):
         format: str | None = None,
         size: int | None = None,
         options: CreateOptions | None = None,
+        files: tuple[ChainFile, ...] | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "target", target)
         put(self, "format", format)
         put(self, "size", size)
         put(self, "options", options)
+        put(self, "files", files)
 
 
 class Measure(Message):
@@ -1387,48 +1677,158 @@ class InfoRequest(Message):
     ``format``: driver name; absent: detection decides
 
     ``qemu-version``: release of qemu-img, as major.minor, whose answer is wanted where releases differ; absent: 7.2
+
+    ``files``: the other files of the image; absent: references are not followed
+
+    ``passphrase``: unlocks an encrypted image, to tell what lies inside
     """
 
-    __slots__ = ("format", "qemu_version")
+    __slots__ = ("format", "qemu_version", "files", "passphrase")
     NAME = "info-request"
     FIELDS = (
         Field("format", "format", "text", True, False, None),
         Field("qemu-version", "qemu_version", "text", True, False, None),
+        Field("files", "files", "message", True, True, ChainFile),
+        Field("passphrase", "passphrase", "bytes", True, False, None),
     )
     format: str | None
     qemu_version: str | None
+    files: tuple[ChainFile, ...] | None
+    passphrase: bytes | None
 
     def __init__(
         self,
         *,
         format: str | None = None,
         qemu_version: str | None = None,
+        files: tuple[ChainFile, ...] | None = None,
+        passphrase: bytes | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
         put(self, "qemu_version", qemu_version)
+        put(self, "files", files)
+        put(self, "passphrase", passphrase)
 
 
 class CheckRequest(Message):
     """Check the image on device 0.
 
     ``format``: driver name; absent: detection decides
+
+    ``files``: the other files of the image; absent: references are not followed
     """
 
-    __slots__ = ("format",)
+    __slots__ = ("format", "files")
     NAME = "check-request"
     FIELDS = (
         Field("format", "format", "text", True, False, None),
+        Field("files", "files", "message", True, True, ChainFile),
     )
     format: str | None
+    files: tuple[ChainFile, ...] | None
 
     def __init__(
         self,
         *,
         format: str | None = None,
+        files: tuple[ChainFile, ...] | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
+        put(self, "files", files)
+
+
+class ResizeRequest(Message):
+    """What to make of the image.
+
+    ``format``: driver name; absent: detection decides
+
+    ``size``: bytes of virtual disk
+
+    ``relative``: grow or shrink: size is a difference; absent: it is the new size
+
+    ``shrink``: allow a smaller size
+
+    ``preallocation``: off, metadata (qcow2), falloc or full; of the new part
+
+    ``unix-time``: seconds since 1970-01-01 00:00 UTC, for formats that record when they were changed
+    """
+
+    __slots__ = ("format", "size", "relative", "shrink", "preallocation", "unix_time")
+    NAME = "resize-request"
+    FIELDS = (
+        Field("format", "format", "text", True, False, None),
+        Field("size", "size", "uint", False, False, None),
+        Field("relative", "relative", "text", True, False, None),
+        Field("shrink", "shrink", "bool", True, False, None),
+        Field("preallocation", "preallocation", "text", True, False, None),
+        Field("unix-time", "unix_time", "uint", True, False, None),
+    )
+    format: str | None
+    size: int
+    relative: str | None
+    shrink: bool | None
+    preallocation: str | None
+    unix_time: int | None
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        format: str | None = None,
+        relative: str | None = None,
+        shrink: bool | None = None,
+        preallocation: str | None = None,
+        unix_time: int | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "size", size)
+        put(self, "relative", relative)
+        put(self, "shrink", shrink)
+        put(self, "preallocation", preallocation)
+        put(self, "unix_time", unix_time)
+
+
+class Resize(Message):
+    """What was done.
+
+    ``format``: driver name
+
+    ``old-size``: bytes of virtual disk before
+
+    ``virtual-size``: bytes of virtual disk now, after the format's rounding
+
+    ``file-length``: exact length of the file now
+    """
+
+    __slots__ = ("format", "old_size", "virtual_size", "file_length")
+    NAME = "resize"
+    FIELDS = (
+        Field("format", "format", "text", False, False, None),
+        Field("old-size", "old_size", "uint", False, False, None),
+        Field("virtual-size", "virtual_size", "uint", False, False, None),
+        Field("file-length", "file_length", "uint", False, False, None),
+    )
+    format: str
+    old_size: int
+    virtual_size: int
+    file_length: int
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        old_size: int,
+        virtual_size: int,
+        file_length: int,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "old_size", old_size)
+        put(self, "virtual_size", virtual_size)
+        put(self, "file_length", file_length)
 
 
 #: Every message by its name on the wire.
@@ -1452,8 +1852,14 @@ MESSAGES: dict[str, type[Message]] = {
     "info-partition": InfoPartition,
     "info-filesystem": InfoFilesystem,
     "info-note": InfoNote,
+    "chain-file": ChainFile,
+    "map-request": MapRequest,
+    "map-extent": MapExtent,
+    "map": Map,
     "measure-request": MeasureRequest,
     "measure": Measure,
     "info-request": InfoRequest,
     "check-request": CheckRequest,
+    "resize-request": ResizeRequest,
+    "resize": Resize,
 }

@@ -116,6 +116,34 @@ pub const CreateOptions = struct {
     subformat: ?[]const u8 = null,
     /// vpc: keep the size instead of rounding it to a geometry
     force_size: ?bool = null,
+    /// vmdk: ide, buslogic, lsilogic or legacyESX
+    adapter_type: ?[]const u8 = null,
+    /// vmdk: virtual hardware version to write into the descriptor
+    hwversion: ?[]const u8 = null,
+    /// vmdk: version of the guest tools to write into the descriptor
+    toolsversion: ?[]const u8 = null,
+    /// vmdk: let grains be marked as zero
+    zeroed_grain: ?bool = null,
+    /// vmdk: version 6 image
+    compat6: ?bool = null,
+    /// vhdx: bytes, a power of two from 1 MiB to 256 MiB
+    block_size: ?u64 = null,
+    /// vhdx: bytes, a multiple of 1 MiB
+    log_size: ?u64 = null,
+    /// vhdx: let new blocks of a dynamic image be in state zero
+    block_state_zero: ?bool = null,
+    /// luks: aes-128, aes-192 or aes-256
+    cipher_alg: ?[]const u8 = null,
+    /// luks: xts or cbc
+    cipher_mode: ?[]const u8 = null,
+    /// luks: sha1, sha256 or sha512
+    hash_alg: ?[]const u8 = null,
+    /// luks: plain, plain64 or essiv
+    ivgen_alg: ?[]const u8 = null,
+    /// luks: the hash of essiv
+    ivgen_hash_alg: ?[]const u8 = null,
+    /// luks: PBKDF2 iterations of the key slot
+    iterations: ?u64 = null,
     /// raw, qcow2, vpc: a wish to the file system; no part of the image
     nocow: ?bool = null,
     /// raw, qcow2, vpc: a wish to the file system; no part of the image
@@ -126,7 +154,7 @@ pub const CreateOptions = struct {
 pub const CreateRequest = struct {
     pub const message_name = "create-request";
 
-    /// qemu's driver name: raw, qcow2 or vpc
+    /// qemu's driver name
     format: []const u8,
     /// bytes of virtual disk
     size: ?u64 = null,
@@ -135,6 +163,10 @@ pub const CreateRequest = struct {
     unix_time: ?u64 = null,
     /// 16 bytes, the identity for formats that record one; absent: zeroes
     uuid: ?cbor.Bytes = null,
+    /// 32 bytes, what every other random part of the image is made of; absent: zeroes
+    entropy: ?cbor.Bytes = null,
+    /// luks: what unlocks the first key slot
+    passphrase: ?cbor.Bytes = null,
 };
 
 /// One resolved option, as qemu-img's `Formatting` line shows it.
@@ -345,12 +377,14 @@ pub const InfoBitmap = struct {
     flags: []const []const u8,
 };
 
-/// Another file that the image names. It is reported and never followed.
+/// Another file that the image names. It is followed only under --chain.
 pub const InfoReference = struct {
     pub const message_name = "info-reference";
 
-    /// backing-file, data-file or parent
+    /// backing-file, data-file, extent or parent
     kind: []const u8,
+    /// which one of its kind, from 0: names of one kind and index are alternatives for one file; absent: 0
+    index: ?u64 = null,
     /// as written in the image, decoded to UTF-8
     name: []const u8,
     /// format of that file where the image states it
@@ -430,11 +464,74 @@ pub const InfoNote = struct {
     value: ?u64 = null,
 };
 
+/// A file of a chain; the item at position N of the list is device N + 1. An empty list: --chain was given, and nothing is there to follow.
+pub const ChainFile = struct {
+    pub const message_name = "chain-file";
+
+    /// number of the device whose image names it
+    owner: u64,
+    /// as in info-reference
+    kind: []const u8,
+    /// as in info-reference
+    index: u64,
+    /// driver name; absent: detection decides
+    format: ?[]const u8 = null,
+};
+
+/// Map the image on device 0.
+pub const MapRequest = struct {
+    pub const message_name = "map-request";
+
+    /// driver name; absent: detection decides
+    format: ?[]const u8 = null,
+    /// byte of the virtual disk to begin at; absent: 0
+    start: ?u64 = null,
+    /// bytes at most; absent: to the end
+    length: ?u64 = null,
+    /// the other files of the image; absent: references are not followed
+    files: ?[]const ChainFile = null,
+};
+
+/// A run of the disk that is stored in one way.
+pub const MapExtent = struct {
+    pub const message_name = "map-extent";
+
+    /// byte of the virtual disk
+    start: u64,
+    /// at least 1
+    length: u64,
+    /// 0 the image itself, 1 its backing file ...
+    depth: u64,
+    /// this chain says what is here, rather than nobody
+    present: bool,
+    /// reads as zero
+    zero: bool,
+    /// bytes are stored for it
+    data: bool,
+    compressed: bool,
+    /// byte of the file where it begins, when it lies there as it is
+    offset: ?u64 = null,
+    /// which file
+    device: u64,
+};
+
+/// The end of a map.
+pub const Map = struct {
+    pub const message_name = "map";
+
+    /// driver name
+    format: []const u8,
+    /// bytes of the virtual disk
+    virtual_size: u64,
+    /// how many map-extent messages went before
+    extents: u64,
+};
+
 /// What to measure: device 0, or with `size` an empty image of that many bytes.
 pub const MeasureRequest = struct {
     pub const message_name = "measure-request";
 
-    /// qemu's driver name of the target: raw, qcow2 or vpc
+    /// qemu's driver name of the target
     target: []const u8,
     /// driver name of the source; absent: detection decides
     format: ?[]const u8 = null,
@@ -442,6 +539,8 @@ pub const MeasureRequest = struct {
     size: ?u64 = null,
     /// creation options of the target
     options: ?CreateOptions = null,
+    /// the other files of the source; absent: references are not followed
+    files: ?[]const ChainFile = null,
 };
 
 /// The answer; the first three keys are qemu-img's.
@@ -470,6 +569,10 @@ pub const InfoRequest = struct {
     format: ?[]const u8 = null,
     /// release of qemu-img, as major.minor, whose answer is wanted where releases differ; absent: 7.2
     qemu_version: ?[]const u8 = null,
+    /// the other files of the image; absent: references are not followed
+    files: ?[]const ChainFile = null,
+    /// unlocks an encrypted image, to tell what lies inside
+    passphrase: ?cbor.Bytes = null,
 };
 
 /// Check the image on device 0.
@@ -478,4 +581,38 @@ pub const CheckRequest = struct {
 
     /// driver name; absent: detection decides
     format: ?[]const u8 = null,
+    /// the other files of the image; absent: references are not followed
+    files: ?[]const ChainFile = null,
+};
+
+/// What to make of the image.
+pub const ResizeRequest = struct {
+    pub const message_name = "resize-request";
+
+    /// driver name; absent: detection decides
+    format: ?[]const u8 = null,
+    /// bytes of virtual disk
+    size: u64,
+    /// grow or shrink: size is a difference; absent: it is the new size
+    relative: ?[]const u8 = null,
+    /// allow a smaller size
+    shrink: ?bool = null,
+    /// off, metadata (qcow2), falloc or full; of the new part
+    preallocation: ?[]const u8 = null,
+    /// seconds since 1970-01-01 00:00 UTC, for formats that record when they were changed
+    unix_time: ?u64 = null,
+};
+
+/// What was done.
+pub const Resize = struct {
+    pub const message_name = "resize";
+
+    /// driver name
+    format: []const u8,
+    /// bytes of virtual disk before
+    old_size: u64,
+    /// bytes of virtual disk now, after the format's rounding
+    virtual_size: u64,
+    /// exact length of the file now
+    file_length: u64,
 };

@@ -12,6 +12,7 @@ const std = @import("std");
 const block = @import("block");
 
 pub const image = @import("image.zig");
+pub const steps = @import("steps.zig");
 pub const text = @import("text.zig");
 pub const detection = @import("detect.zig");
 pub const recognised = @import("recognised.zig");
@@ -31,7 +32,7 @@ pub const drivers: []const image.Driver = &([_]image.Driver{
 });
 
 /// What an operation wants of a format.
-pub const Purpose = enum { info, check, measure };
+pub const Purpose = enum { info, check, measure, map, resize, references };
 
 /// The drivers with only the functions that `purpose` calls.  Everything else stays out of the operation's ELF.
 pub fn Registry(comptime purpose: Purpose) type {
@@ -40,9 +41,11 @@ pub fn Registry(comptime purpose: Purpose) type {
             var kept: [all.len]image.Driver = undefined;
             for (all, 0..) |driver, i| {
                 kept[i] = driver;
-                if (purpose == .check) kept[i].open = null;
+                if (purpose != .info and purpose != .measure and purpose != .map) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
                 if (purpose != .check) kept[i].check = null;
+                if (purpose != .resize) kept[i].resize = null;
+                if (purpose != .references) kept[i].references = null;
             }
             const frozen = kept;
             break :blk &frozen;
@@ -126,6 +129,7 @@ test "an operation has its own functions and no others" {
 
 test {
     _ = qcow2;
+    _ = steps;
     _ = @import("text.zig");
     _ = @import("detect.zig");
     _ = @import("recognised.zig");

@@ -3,6 +3,7 @@
 const std = @import("std");
 const block = @import("block");
 const messages = @import("messages");
+const steps = @import("steps.zig");
 
 /// What format code works with: memory that lives until the run ends, and the place for the reason of a refusal.
 pub const Context = struct {
@@ -12,6 +13,26 @@ pub const Context = struct {
     qemu_major: u32 = 7,
     /// Where long work says how far it is, in units of its choice; null when nobody looks.
     progress: ?*const fn (done: u64, total: u64) callconv(.c) void = null,
+    /// Number of the device that is being opened.
+    number: u32 = 0,
+    /// The other files of the image; null when references are not followed (without `--chain`).
+    files: ?Files = null,
+    /// What unlocks an encrypted payload, as the user gave it; null: it stays locked.
+    passphrase: ?[]const u8 = null,
+
+    /// The file that reference `index` of this kind stands for, in the image that is being opened; null when it was not
+    /// given.
+    pub fn reference(self: Context, kind: ReferenceKind, index: u32) block.DeviceError!?Given {
+        const files = self.files orelse return null;
+        return files.find(files.context, self.number, kind, index);
+    }
+
+    /// This context for opening the file on another device.
+    pub fn of(self: Context, given: Given) Context {
+        var other = self;
+        other.number = given.number;
+        return other;
+    }
 
     /// Say how far a loop is: now and then, because each time somebody looks costs an exit.
     pub fn tick(self: Context, done: u64, total: u64) void {
@@ -19,6 +40,43 @@ pub const Context = struct {
         if (done % every != 0) return;
         if (self.progress) |tell| tell(done, total);
     }
+};
+
+/// What a file that an image names is to it.
+pub const ReferenceKind = enum {
+    /// Answers for what is unallocated.
+    backing_file,
+    /// Holds a qcow2 image's guest data.
+    data_file,
+    /// Part of a VMDK disk; `index` counts the extents of the descriptor from 0.
+    extent,
+    /// The parent of a differencing VMDK, VHD or VHDX.
+    parent,
+
+    /// As in messages.
+    pub fn text(self: ReferenceKind) []const u8 {
+        return switch (self) {
+            .backing_file => "backing-file",
+            .data_file => "data-file",
+            .extent => "extent",
+            .parent => "parent",
+        };
+    }
+};
+
+/// A file that a reference was resolved to.
+pub const Given = struct {
+    /// Number of its device.
+    number: u32,
+    device: block.Device,
+    /// Driver name of its format where the image states it; null: detection decides.
+    format: ?[]const u8 = null,
+};
+
+/// The files of a chain: all of them are devices of one machine.
+pub const Files = struct {
+    context: *anyopaque,
+    find: *const fn (context: *anyopaque, owner: u32, kind: ReferenceKind, index: u32) block.DeviceError!?Given,
 };
 
 /// How a range of the virtual disk is stored.
@@ -41,6 +99,10 @@ pub const Segment = struct {
     compressed: bool = false,
     /// Where the first byte lies in the device, when the run is contiguous there.
     offset: ?u64 = null,
+    /// Number of the device that `offset` counts in.
+    device: u32 = 0,
+    /// How far down the chain of backing files the answer was found; 0 is the image itself.
+    depth: u32 = 0,
 };
 
 /// A persistent dirty bitmap, as far as its size matters.
@@ -64,6 +126,9 @@ pub const Image = struct {
     bitmaps: ?[]const Bitmap = null,
     context: *anyopaque,
     segment_at: *const fn (context: *anyopaque, start: u64) block.Error!Segment,
+    /// Fills a buffer from byte `start` of the disk where the bytes are not those of the device at a segment's `offset`:
+    /// decompressed, decrypted.  The range lies inside the disk.  Null: only `offset` leads to bytes.
+    read: ?*const fn (context: *anyopaque, start: u64, buffer: []u8) block.Error!void = null,
 
     /// The segment that begins at byte `start` (< virtual_size).  Walking from 0 by `length` partitions the disk.
     pub fn segmentAt(self: Image, start: u64) block.Error!Segment {
@@ -99,6 +164,10 @@ pub const Driver = struct {
     open: ?*const fn (context: Context, device: block.Device) block.Error!Image = null,
     /// Fill the `info` message; lists go to the sink first.
     info: ?*const fn (context: Context, device: block.Device, sink: Sink, report: *messages.Info) block.Error!void = null,
+    /// Emit an `info-reference` for each file that the image names, with `index`; `info` says the same.
+    references: ?*const fn (context: Context, device: block.Device, sink: Sink) block.Error!void = null,
+    /// Plan another virtual size, in bytes, of the image on `device`; reads and never writes.
+    resize: ?*const fn (context: Context, device: block.Device, request: *const messages.ResizeRequest) block.Error!steps.Resize = null,
     /// Check consistency; findings go to the sink first.
     check: ?*const fn (context: Context, device: block.Device, sink: Sink, report: *messages.Check) block.Error!void = null,
 };

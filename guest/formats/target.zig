@@ -16,6 +16,8 @@ pub const Seed = struct {
     /// Seconds since 1970-01-01 00:00 UTC.
     unix_time: u64 = 0,
     uuid: [16]u8 = @splat(0),
+    /// What every other random part of the image (CIDs, GUIDs, salts, keys) is made of.
+    entropy: [32]u8 = @splat(0),
 };
 
 /// What is measured: an image, or an empty disk of so many bytes.
@@ -62,16 +64,16 @@ pub fn checkSize(context: image.Context, format: []const u8, size: u64) error{Re
 const option_names = std.meta.fieldNames(Options);
 
 /// A bit for each option that is set, in the order of the fields.
-fn given(options: *const Options) u32 {
-    var bits: u32 = 0;
-    inline for (option_names, 0..) |name, bit| bits |= @as(u32, @intFromBool(@field(options, name) != null)) << bit;
+fn given(options: *const Options) u64 {
+    var bits: u64 = 0;
+    inline for (option_names, 0..) |name, bit| bits |= @as(u64, @intFromBool(@field(options, name) != null)) << bit;
     return bits;
 }
 
 /// The bits of some options.
-pub fn mask(comptime names: []const []const u8) u32 {
+pub fn mask(comptime names: []const []const u8) u64 {
     return comptime blk: {
-        var bits: u32 = 0;
+        var bits: u64 = 0;
         for (names) |name| bits |= 1 << std.meta.fieldIndex(Options, name).?;
         break :blk bits;
     };
@@ -81,7 +83,7 @@ pub fn mask(comptime names: []const []const u8) u32 {
 const everywhere = mask(&.{ "nocow", "extent_size_hint" });
 
 /// Refuse every option that is set and not among `accepted` (see `mask`).
-pub fn onlyOptions(context: image.Context, format: []const u8, options: *const Options, accepted: u32) error{Refused}!void {
+pub fn onlyOptions(context: image.Context, format: []const u8, options: *const Options, accepted: u64) error{Refused}!void {
     const foreign = given(options) & ~(accepted | everywhere);
     if (foreign == 0) return;
     return refuseOption(context, format, "{s}: Invalid parameter '{s}'", .{ format, spelling(option_names[@ctz(foreign)]) });

@@ -49,6 +49,12 @@ fn seed(run: *sdk.Run, request: messages.CreateRequest) sdk.Error!targets.Seed {
         }
         @memcpy(&result.uuid, uuid.bytes);
     }
+    if (request.entropy) |entropy| {
+        if (entropy.bytes.len != result.entropy.len) {
+            return run.diagnostic.refuse(.invalid_option, .{ .value = entropy.bytes.len, .limit = 32 }, "request: 'entropy' has {d} bytes instead of 32", .{entropy.bytes.len});
+        }
+        @memcpy(&result.entropy, entropy.bytes);
+    }
     return result;
 }
 
