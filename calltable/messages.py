@@ -304,9 +304,9 @@ class CreateOptions(Message):
 
     ``iterations``: luks: PBKDF2 iterations of the key slot
 
-    ``nocow``: raw, qcow2, vpc: a wish to the file system; no part of the image
+    ``nocow``: a wish to the file system; no part of the image
 
-    ``extent-size-hint``: raw, qcow2, vpc: a wish to the file system; no part of the image
+    ``extent-size-hint``: a wish to the file system; no part of the image
     """
 
     __slots__ = ("cluster_size", "refcount_bits", "extended_l2", "compat", "preallocation", "lazy_refcounts", "backing_file", "backing_format", "data_file", "data_file_raw", "compression_type", "encryption", "subformat", "force_size", "adapter_type", "hwversion", "toolsversion", "zeroed_grain", "compat6", "block_size", "log_size", "block_state_zero", "cipher_alg", "cipher_mode", "hash_alg", "ivgen_alg", "ivgen_hash_alg", "iterations", "nocow", "extent_size_hint")
@@ -455,9 +455,15 @@ class CreateRequest(Message):
     ``entropy``: 32 bytes, what every other random part of the image is made of; absent: zeroes
 
     ``passphrase``: luks: what unlocks the first key slot
+
+    ``name``: the last component of the new file's path, for formats that write it down or name other files after it
+
+    ``parent-cid``: vmdk: content identifier of the backing file, 32 bits, when that file is not opened
+
+    ``first-output``: number of the image's file that device 0 is, counted from 0, the one that was asked for; device N is the Nth behind it; absent: all files are devices, or they are named instead of written
     """
 
-    __slots__ = ("format", "size", "options", "unix_time", "uuid", "entropy", "passphrase")
+    __slots__ = ("format", "size", "options", "unix_time", "uuid", "entropy", "passphrase", "name", "parent_cid", "first_output")
     NAME = "create-request"
     FIELDS = (
         Field("format", "format", "text", False, False, None),
@@ -467,6 +473,9 @@ class CreateRequest(Message):
         Field("uuid", "uuid", "bytes", True, False, None),
         Field("entropy", "entropy", "bytes", True, False, None),
         Field("passphrase", "passphrase", "bytes", True, False, None),
+        Field("name", "name", "bytes", True, False, None),
+        Field("parent-cid", "parent_cid", "uint", True, False, None),
+        Field("first-output", "first_output", "uint", True, False, None),
     )
     format: str
     size: int | None
@@ -475,6 +484,9 @@ class CreateRequest(Message):
     uuid: bytes | None
     entropy: bytes | None
     passphrase: bytes | None
+    name: bytes | None
+    parent_cid: int | None
+    first_output: int | None
 
     def __init__(
         self,
@@ -486,6 +498,9 @@ class CreateRequest(Message):
         uuid: bytes | None = None,
         entropy: bytes | None = None,
         passphrase: bytes | None = None,
+        name: bytes | None = None,
+        parent_cid: int | None = None,
+        first_output: int | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -495,6 +510,9 @@ class CreateRequest(Message):
         put(self, "uuid", uuid)
         put(self, "entropy", entropy)
         put(self, "passphrase", passphrase)
+        put(self, "name", name)
+        put(self, "parent_cid", parent_cid)
+        put(self, "first_output", first_output)
 
 
 class CreateOption(Message):
@@ -523,8 +541,42 @@ class CreateOption(Message):
         put(self, "value", value)
 
 
+class CreateFile(Message):
+    """A further file of the image: nothing is written before it is a device.
+
+    ``index``: 1 for the first of them, then ascending
+
+    ``name``: a plain file name in the directory of the file that was asked for; it begins like that one's up to its last dot
+
+    ``length``: exact length that the file will have
+    """
+
+    __slots__ = ("index", "name", "length")
+    NAME = "create-file"
+    FIELDS = (
+        Field("index", "index", "uint", False, False, None),
+        Field("name", "name", "bytes", False, False, None),
+        Field("length", "length", "uint", False, False, None),
+    )
+    index: int
+    name: bytes
+    length: int
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        name: bytes,
+        length: int,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "index", index)
+        put(self, "name", name)
+        put(self, "length", length)
+
+
 class Create(Message):
-    """What was written.
+    """What was written, or will be when create-file messages came before.
 
     ``format``: driver name
 
@@ -1839,6 +1891,7 @@ MESSAGES: dict[str, type[Message]] = {
     "create-options": CreateOptions,
     "create-request": CreateRequest,
     "create-option": CreateOption,
+    "create-file": CreateFile,
     "create": Create,
     "info-luks-slot": InfoLuksSlot,
     "info-luks": InfoLuks,

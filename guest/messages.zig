@@ -144,9 +144,9 @@ pub const CreateOptions = struct {
     ivgen_hash_alg: ?[]const u8 = null,
     /// luks: PBKDF2 iterations of the key slot
     iterations: ?u64 = null,
-    /// raw, qcow2, vpc: a wish to the file system; no part of the image
+    /// a wish to the file system; no part of the image
     nocow: ?bool = null,
-    /// raw, qcow2, vpc: a wish to the file system; no part of the image
+    /// a wish to the file system; no part of the image
     extent_size_hint: ?u64 = null,
 };
 
@@ -167,6 +167,12 @@ pub const CreateRequest = struct {
     entropy: ?cbor.Bytes = null,
     /// luks: what unlocks the first key slot
     passphrase: ?cbor.Bytes = null,
+    /// the last component of the new file's path, for formats that write it down or name other files after it
+    name: ?cbor.Bytes = null,
+    /// vmdk: content identifier of the backing file, 32 bits, when that file is not opened
+    parent_cid: ?u64 = null,
+    /// number of the image's file that device 0 is, counted from 0, the one that was asked for; device N is the Nth behind it; absent: all files are devices, or they are named instead of written
+    first_output: ?u64 = null,
 };
 
 /// One resolved option, as qemu-img's `Formatting` line shows it.
@@ -178,7 +184,19 @@ pub const CreateOption = struct {
     value: []const u8,
 };
 
-/// What was written.
+/// A further file of the image: nothing is written before it is a device.
+pub const CreateFile = struct {
+    pub const message_name = "create-file";
+
+    /// 1 for the first of them, then ascending
+    index: u64,
+    /// a plain file name in the directory of the file that was asked for; it begins like that one's up to its last dot
+    name: cbor.Bytes,
+    /// exact length that the file will have
+    length: u64,
+};
+
+/// What was written, or will be when create-file messages came before.
 pub const Create = struct {
     pub const message_name = "create";
 

@@ -1,21 +1,31 @@
 //! What a planner of new images answers, and how it is carried out.
 //!
-//! A plan is an exact file length and the places that are not zero, as regions in ascending order.  A region is
-//! described, not stored: a petabyte of preallocated tables is one region, produced piece by piece while it is written.
+//! A plan is, for each file of the image, an exact length and the places that are not zero, as regions in ascending
+//! order.  A region is described, not stored: a petabyte of preallocated tables is one region, produced piece by piece
+//! while it is written.
 
 const std = @import("std");
 const block = @import("block");
 const messages = @import("messages");
 
-/// Big-endian 64-bit words `first`, `first + step`, ...; with `wide`, each is followed by a zero word (extended L2).
+/// Words `first`, `first + step`, ...
 pub const Progression = struct {
     first: u64,
     step: u64 = 0,
-    wide: bool = false,
+    word: enum {
+        big_64,
+        /// Each is followed by a zero word (extended L2).
+        big_64_and_zero,
+        little_32,
+    } = .big_64,
 
     /// Bytes from one word to the next.
     pub fn stride(self: Progression) u64 {
-        return if (self.wide) 16 else 8;
+        return switch (self.word) {
+            .little_32 => 4,
+            .big_64 => 8,
+            .big_64_and_zero => 16,
+        };
     }
 };
 
@@ -56,13 +66,28 @@ pub const Region = struct {
                 var word = words.first + words.step * (position / stride);
                 var at: usize = 0;
                 while (at < out.len) : (at += stride) {
-                    std.mem.writeInt(u64, out[at..][0..8], word, .big);
-                    if (words.wide) @memset(out[at + 8 ..][0..8], 0);
-                    word += words.step;
+                    if (words.word == .little_32) {
+                        std.mem.writeInt(u32, out[at..][0..4], @intCast(word), .little);
+                    } else {
+                        std.mem.writeInt(u64, out[at..][0..8], word, .big);
+                        @memset(out[at + 8 ..][0 .. stride - 8], 0);
+                    }
+                    // Behind the last word nobody needs another one, which may be too large.
+                    word +%= words.step;
                 }
             },
         }
     }
+};
+
+/// A file that belongs to an image beside the one that is named in the request.
+pub const File = struct {
+    /// Its name in the directory of the image's own file; null: the request says where it is.
+    name: ?[]const u8,
+    /// Exact length.
+    length: u64,
+    /// Ascending, not overlapping, inside the file.
+    regions: []const Region = &.{},
 };
 
 /// An empty image that is yet to be written.
@@ -75,16 +100,20 @@ pub const Plan = struct {
     file_length: u64,
     /// Ascending, not overlapping, inside the file.
     regions: []const Region,
-    /// Length of the external data file, on the second device; null when there is none.
-    data_file_length: ?u64 = null,
-    /// Write zeroes over the whole external data file (preallocation=full).
-    fill_data_file: bool = false,
+    /// The other files, on the devices behind the first one.
+    others: []const File = &.{},
     /// Told now and then how many bytes of content are written, and of how many; null when nobody looks.
     progress: ?*const fn (done: u64, total: u64) callconv(.c) void = null,
     /// As in qemu-img's `Formatting` line.
     options: []const messages.CreateOption,
 
-    /// The writes of this plan, in ascending order.
+    /// File `index`: 0 is the one that is named in the request.
+    pub fn file(self: *const Plan, index: usize) File {
+        if (index > 0) return self.others[index - 1];
+        return .{ .name = null, .length = self.file_length, .regions = self.regions };
+    }
+
+    /// The writes of the first file, in ascending order.
     pub fn writes(self: *const Plan) Writes {
         return .{ .regions = self.regions, .length = self.file_length };
     }
@@ -132,24 +161,18 @@ const told_every = 16 << 20;
 /// Writes of one batch; what a virtqueue takes at once.
 const batch = 32;
 
-/// Write the plan to an empty device: exact length first, so that what no write touches is a hole, then the content in
-/// batches, then a flush.
+/// Write the first file of the plan to an empty device.
 pub fn execute(planned: *const Plan, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
-    try device.setLength(planned.file_length);
-    var pending = planned.writes();
-    try drain(&pending, device, allocator, planned.progress);
-    try device.flush();
+    return executeFile(planned, 0, device, allocator);
 }
 
-/// Give the external data file its length, and zeroes when they were asked for.
-pub fn executeDataFile(planned: *const Plan, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
-    const length = planned.data_file_length.?;
-    try device.setLength(length);
-    if (planned.fill_data_file) {
-        const regions = [_]Region{.{ .offset = 0, .length = length, .content = .{ .pattern = &.{0} } }};
-        var pending: Writes = .{ .regions = &regions, .length = length };
-        try drain(&pending, device, allocator, planned.progress);
-    }
+/// Write file `index` of the plan to an empty device: exact length first, so that what no write touches is a hole, then
+/// the content in batches, then a flush.
+pub fn executeFile(planned: *const Plan, index: usize, device: *block.Device, allocator: std.mem.Allocator) block.Error!void {
+    const file = planned.file(index);
+    try device.setLength(file.length);
+    var pending: Writes = .{ .regions = file.regions, .length = file.length };
+    try drain(&pending, device, allocator, planned.progress);
     try device.flush();
 }
 
@@ -185,12 +208,14 @@ const testing = std.testing;
 test "regions come out in pieces and whole" {
     const regions = [_]Region{
         .{ .offset = 0, .length = 5, .content = .{ .bytes = "hello" } },
-        .{ .offset = 16, .length = 48, .content = .{ .progression = .{ .first = 0x100, .step = 0x10, .wide = true } } },
+        .{ .offset = 16, .length = 48, .content = .{ .progression = .{ .first = 0x100, .step = 0x10, .word = .big_64_and_zero } } },
         .{ .offset = 64, .length = 37, .content = .{ .pattern = &.{ 0, 1 } } },
+        .{ .offset = 128, .length = 20, .content = .{ .progression = .{ .first = 0xffff_fff8, .step = 1, .word = .little_32 } } },
+        .{ .offset = 160, .length = 16, .content = .{ .progression = .{ .first = 7, .step = 1 } } },
     };
-    const planned: Plan = .{ .virtual_size = 0, .file_length = 128, .regions = &regions, .options = &.{} };
+    const planned: Plan = .{ .virtual_size = 0, .file_length = 176, .regions = &regions, .options = &.{} };
     for ([_]usize{ 16, 17, 32, 4096 }) |room| {
-        var file: [128]u8 = @splat(0);
+        var file: [176]u8 = @splat(0);
         var pending = planned.writes();
         var buffer: [4096]u8 = undefined;
         while (pending.next(buffer[0..room])) |write| {
@@ -202,7 +227,9 @@ test "regions come out in pieces and whole" {
             try testing.expectEqual(@as(u64, 0), std.mem.readInt(u64, file[24 + 16 * i ..][0..8], .big));
         }
         for (file[64..101], 0..) |byte, i| try testing.expectEqual(i % 2, byte);
-        try testing.expect(std.mem.allEqual(u8, file[101..], 0));
+        try testing.expect(std.mem.allEqual(u8, file[101..128], 0));
+        for (0..5) |i| try testing.expectEqual(0xffff_fff8 + i, std.mem.readInt(u32, file[128 + 4 * i ..][0..4], .little));
+        for (0..2) |i| try testing.expectEqual(7 + i, std.mem.readInt(u64, file[160 + 8 * i ..][0..8], .big));
     }
 }
 

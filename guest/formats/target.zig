@@ -18,6 +18,10 @@ pub const Seed = struct {
     uuid: [16]u8 = @splat(0),
     /// What every other random part of the image (CIDs, GUIDs, salts, keys) is made of.
     entropy: [32]u8 = @splat(0),
+    /// The last component of the new file's path.
+    name: []const u8 = "",
+    /// VMDK: content identifier of the parent, when the request states it.
+    parent_cid: ?u32 = null,
 };
 
 /// What is measured: an image, or an empty disk of so many bytes.

@@ -15,10 +15,11 @@ pub const targets = [_]Target{
     .{ .name = "raw", .measure = @import("raw/create.zig").measure, .plan = @import("raw/create.zig").plan },
     .{ .name = "qcow2", .measure = @import("qcow2/measure.zig").measure, .plan = @import("qcow2/create.zig").plan },
     .{ .name = "vpc", .measure = @import("vhd/layout.zig").measure, .plan = @import("vhd/create.zig").plan },
+    .{ .name = "vmdk", .measure = @import("vmdk/measure.zig").measure, .plan = @import("vmdk/create.zig").plan },
 };
 
 /// Formats that qemu-img knows and that are no destination here.
-const others = [_][]const u8{ "vmdk", "vdi", "vhdx", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
+const others = [_][]const u8{ "vdi", "vhdx", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
 
 pub const Purpose = enum { measure, create };
 
@@ -54,14 +55,18 @@ test {
     _ = @import("vhd/geometry.zig");
     _ = @import("qcow2/layout.zig");
     _ = @import("qcow2/test_create.zig");
+    _ = @import("vmdk/format.zig");
+    _ = @import("vmdk/layout.zig");
+    _ = @import("vmdk/descriptor_text.zig");
+    _ = @import("vmdk/test_create.zig");
 }
 
 test "known and unknown destinations" {
     var diagnostic: block.Diagnostic = .{};
     const context: image.Context = .{ .allocator = std.testing.allocator, .diagnostic = &diagnostic };
     try std.testing.expectEqualStrings("vpc", (try byName(.measure, context, "vpc")).name);
-    try std.testing.expectError(error.Refused, byName(.measure, context, "vmdk"));
-    try std.testing.expectEqualStrings("Block driver 'vmdk' does not support size measurement", diagnostic.message());
+    try std.testing.expectError(error.Refused, byName(.measure, context, "vdi"));
+    try std.testing.expectEqualStrings("Block driver 'vdi' does not support size measurement", diagnostic.message());
     try std.testing.expectError(error.Refused, byName(.create, context, "nothing"));
     try std.testing.expectEqual(block.Diagnostic.Code.invalid_option, diagnostic.code);
 }

@@ -1,5 +1,8 @@
-//! create: plan an empty image and write it to device 0 (and, for an external data file, to device 1).
+//! create: plan an empty image and write it to device 0, its other files to the devices behind that one.
+//!
+//! Planning is pure: a run that has not got all files plans like one that has, and writes those that it was given.
 
+const std = @import("std");
 const sdk = @import("sdk");
 const block = @import("block");
 const formats = @import("formats");
@@ -23,15 +26,7 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
     var planned = try target.plan(context, size, &options, try seed(run, request));
     planned.progress = sdk.table.progress;
 
-    if (planned.data_file_length != null and run.deviceCount() < 2) {
-        return run.diagnostic.refuse(.unsupported, .{ .format = target.name }, "{s}: the external data file must be given as a second output", .{target.name});
-    }
-    var output = try empty(run, 0);
-    try targets.plan.execute(&planned, &output, context.allocator);
-    if (planned.data_file_length != null) {
-        var data = try empty(run, 1);
-        try targets.plan.executeDataFile(&planned, &data, context.allocator);
-    }
+    try write(run, context, &planned, request.first_output);
     try run.emitLarge(messages.Create{
         .format = target.name,
         .virtual_size = planned.virtual_size,
@@ -39,6 +34,33 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
         .file_length = planned.file_length,
         .options = planned.options,
     });
+}
+
+/// Write the files that are devices; when they are not all there, and no other run was announced, name them instead.
+fn write(run: *sdk.Run, context: formats.image.Context, planned: *const targets.plan.Plan, window: ?u64) sdk.Error!void {
+    const total = planned.others.len + 1;
+    const devices = run.deviceCount();
+    if (window == null and devices < total) return name(run, planned);
+    const first = window orelse 0;
+    if (first > total or devices > total - first) return run.diagnostic.refuse(
+        .invalid_option,
+        .{ .value = first +| devices, .limit = total },
+        "request: {d} outputs from {d} on, the image has {d} files",
+        .{ devices, first, total },
+    );
+    for (0..devices) |index| {
+        var output = try empty(run, index);
+        try targets.plan.executeFile(planned, @intCast(first + index), &output, context.allocator);
+    }
+}
+
+fn name(run: *sdk.Run, planned: *const targets.plan.Plan) sdk.Error!void {
+    _ = try empty(run, 0);
+    for (planned.others, 1..) |file, index| {
+        const text = file.name orelse
+            return run.diagnostic.refuse(.unsupported, .{}, "the image has a second file, which must be given as an output", .{});
+        try run.emit(messages.CreateFile{ .index = index, .name = .{ .bytes = text }, .length = file.length });
+    }
 }
 
 fn seed(run: *sdk.Run, request: messages.CreateRequest) sdk.Error!targets.Seed {
@@ -55,6 +77,9 @@ fn seed(run: *sdk.Run, request: messages.CreateRequest) sdk.Error!targets.Seed {
         }
         @memcpy(&result.entropy, entropy.bytes);
     }
+    if (request.name) |text| result.name = text.bytes;
+    if (request.parent_cid) |cid| result.parent_cid = std.math.cast(u32, cid) orelse
+        return run.diagnostic.refuse(.invalid_option, .{ .value = cid, .limit = std.math.maxInt(u32) }, "request: 'parent-cid' is {d}, which 32 bits do not hold", .{cid});
     return result;
 }
 

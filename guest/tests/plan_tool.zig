@@ -106,7 +106,7 @@ fn create(context: formats.image.Context, words: []const [:0]const u8, out: *std
     if (arguments.data) |path| {
         var data_file: FileDevice = try .open(path, .create);
         var data_device = data_file.device();
-        try targets.plan.executeDataFile(&planned, &data_device, context.allocator);
+        try targets.plan.executeFile(&planned, 1, &data_device, context.allocator);
     }
     try out.print("{f}\n", .{std.json.fmt(.{
         .virtual_size = planned.virtual_size,

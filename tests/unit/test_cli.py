@@ -267,12 +267,16 @@ class TestCreate:
         assert main(["run", *words, "--unix-time", "9", "--uuid", "0" * 32], runner) == 0
         assert capsys.readouterr().out == "Formatting 'new', fmt=qcow2 cluster_size=65536 size=1048576\n"
         assert Path("new").exists()
-        assert decode(runner.jobs[0].request) == {
+        request = decode(runner.jobs[0].request)
+        assert isinstance(request, dict)
+        assert len(request.pop("entropy")) == 32
+        assert request == {
             "format": "qcow2",
             "size": 1 << 20,
             "options": {"compat": "v3", "backing-file": "base", "backing-format": "raw"},
             "unix-time": 9,
             "uuid": bytes(16),
+            "name": b"new",
         }
 
     def test_json(self, capsys: Capture) -> None:

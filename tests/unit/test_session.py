@@ -171,10 +171,13 @@ def test_create(tmp_path: Path) -> None:
     runner = FakeRunner(CREATE)
     runner.act = write(b"made")
     target = tmp_path / "new"
-    report = create(Session(runner), str(target), "raw", size="1k", unix_time=7, uuid=bytes(16))
+    report = create(Session(runner), str(target), "raw", size="1k", unix_time=7, uuid=bytes(16), entropy=bytes(32))
     assert target.read_bytes() == b"made"
     assert report.options == (("size", "512"),)
-    assert decode(runner.jobs[0].request) == {"format": "raw", "size": 1024, "unix-time": 7, "uuid": bytes(16)}
+    assert decode(runner.jobs[0].request) == {
+        **{"format": "raw", "size": 1024, "unix-time": 7, "uuid": bytes(16)},
+        **{"entropy": bytes(32), "name": b"new"},
+    }
 
 
 def test_create_gives_time_and_identity(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 
-from calltable.messages import Create, CreateRequest
+from calltable.messages import CreateRequest
 from vmm.errors import UsageError
 from vmm.operations.options import build_options
 from vmm.operations.output import OutputFile, close_all
+from vmm.operations.outputs import commit_all, target_name, write_outputs
 from vmm.operations.sizes import parse_size
 from vmm.record import dataclass
 
@@ -67,15 +68,21 @@ def create(
     options: Mapping[str, OptionValue | None] | None = None,
     unix_time: int | None = None,
     uuid: bytes | None = None,
+    entropy: bytes | None = None,
+    parent_cid: int | None = None,
     follow_symlinks: bool = False,
 ) -> CreateReport:
     """Write an empty image; it replaces an existing file at once or, when anything fails, not at all.
 
-    :param format: driver name: raw, qcow2 or vpc.
+    Some formats have further files, which lie beside ``path`` and are named after it.
+
+    :param format: driver name: raw, qcow2, vmdk or vpc.
     :param size: bytes, or text such as ``10G``; may stand among ``options`` instead.
     :param options: creation options by qemu-img's names.
     :param unix_time: seconds since 1970, for formats that record when they were made; None: now.
     :param uuid: 16 bytes of identity for formats that record one; None: random.
+    :param entropy: 32 bytes that every other random part of the image is made of; None: random.
+    :param parent_cid: vmdk: content identifier of the backing file, 32 bits.
     :raises UsageError: an option does not exist, or the size is given twice.
     :raises VmmError: see :mod:`vmm.errors`.
     """
@@ -88,6 +95,9 @@ def create(
         options=typed,
         unix_time=int(time.time()) if unix_time is None else unix_time,
         uuid=random_uuid() if uuid is None else uuid,
+        entropy=os.urandom(32) if entropy is None else entropy,
+        name=target_name(path, follow_symlinks=follow_symlinks),
+        parent_cid=parent_cid,
     )
     data_file = typed.data_file if typed is not None else None
     names = [path] if data_file is None else [path, data_file]
@@ -96,18 +106,14 @@ def create(
     outputs: list[OutputFile] = []
     try:
         outputs.extend(OutputFile(name, follow_symlinks=follow_symlinks) for name in names)
-        devices = [output.device() for output in outputs]
-        message = session.answer("create", request, devices, main=Create.NAME, names=names)
+        message = write_outputs(session, request, outputs, OutputFile)
         if typed is not None and typed.preallocation == "falloc":
             # No block device has a request for this; the guest planned the length, which is all that matters here.
             for output in outputs:
                 output.allocate()
-        # The data file first: an image never refers to a file that is not there yet.
-        for output in reversed(outputs):
-            output.commit()
+        commit_all(outputs)
     finally:
         close_all(outputs)
-    assert isinstance(message, Create)
     return CreateReport(
         filename=path,
         format=message.format,

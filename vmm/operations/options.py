@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     #: What a keyword may carry.
     OptionValue = str | int | bool
 
-_ALL = ("raw", "qcow2", "vpc")
+_ALL = ("raw", "qcow2", "vmdk", "vpc")
 _UINT_MAX = (1 << 64) - 1
 
 #: qemu-img's name -> (attribute of CreateOptions, type, target formats that have it, what it is).
 OPTIONS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
-    "backing_file": ("backing_file", "str", ("qcow2",), "name of a backing file to write into the image"),
-    "backing_fmt": ("backing_format", "str", ("qcow2",), "format of the backing file"),
+    "adapter_type": ("adapter_type", "str", ("vmdk",), "ide, buslogic, lsilogic or legacyESX"),
+    "backing_file": ("backing_file", "str", ("qcow2", "vmdk"), "name of a backing file to write into the image"),
+    "backing_fmt": ("backing_format", "str", ("qcow2", "vmdk"), "format of the backing file"),
     "cluster_size": ("cluster_size", "size", ("qcow2",), "bytes of a cluster, a power of two from 512 to 2M"),
     "compat": ("compat", "str", ("qcow2",), "0.10 (v2) or 1.1 (v3)"),
+    "compat6": ("compat6", "bool", ("vmdk",), "virtual hardware version 6"),
     "compression_type": ("compression_type", "str", ("qcow2",), "zlib or zstd, for clusters compressed later"),
     "data_file": ("data_file", "str", ("qcow2",), "file that holds the data outside the image"),
     "data_file_raw": ("data_file_raw", "bool", ("qcow2",), "keep the data file readable as a raw image"),
@@ -30,12 +32,15 @@ OPTIONS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "extended_l2": ("extended_l2", "bool", ("qcow2",), "L2 entries with subclusters"),
     "extent_size_hint": ("extent_size_hint", "size", _ALL, "a wish to the file system, without effect here"),
     "force_size": ("force_size", "bool", ("vpc",), "keep the size exactly instead of rounding it to a geometry"),
+    "hwversion": ("hwversion", "str", ("vmdk",), "virtual hardware version to write into the descriptor"),
     "lazy_refcounts": ("lazy_refcounts", "bool", ("qcow2",), "let refcounts be updated late"),
     "nocow": ("nocow", "bool", _ALL, "a wish to the file system, without effect here"),
-    "preallocation": ("preallocation", "str", ("raw", "qcow2"), "off, metadata (qcow2), falloc or full"),
+    "preallocation": ("preallocation", "str", ("raw", "qcow2", "vmdk"), "off, metadata (qcow2), falloc or full"),
     "refcount_bits": ("refcount_bits", "number", ("qcow2",), "width of a refcount: 1, 2, 4, 8, 16, 32 or 64"),
     "size": ("", "size", _ALL, "bytes of the virtual disk"),
-    "subformat": ("subformat", "str", ("vpc",), "dynamic or fixed"),
+    "subformat": ("subformat", "str", ("vmdk", "vpc"), "kind of the image, one of those that the format has"),
+    "toolsversion": ("toolsversion", "str", ("vmdk",), "version of the guest tools to write into the descriptor"),
+    "zeroed_grain": ("zeroed_grain", "bool", ("vmdk",), "let grains be marked as zero"),
 }
 
 _BOOLEANS = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no": False, "false": False, "n": False}

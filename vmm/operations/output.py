@@ -116,6 +116,16 @@ class OutputFile:
     def _temporary_name() -> str:
         return f".pyvmm-{os.urandom(8).hex()}.part"
 
+    @property
+    def directory(self) -> str:
+        """Path of the directory that the file appears in; empty for the current one."""
+        return self._directory
+
+    @property
+    def name(self) -> str:
+        """Its name there."""
+        return self._name
+
     def device(self) -> DeviceSpec:
         """The device that a machine sees: empty, and it may grow."""
         return DeviceSpec(fd=self.fd, length=0, allocated=0, read_only=False, resizable=True, max_length=MAX_SIZE)
@@ -131,14 +141,24 @@ class OutputFile:
         except OSError as error:
             raise file_error(self.path, "allocate space for", error) from None
 
+    def synchronize(self) -> None:
+        """Make the content durable, which :meth:`commit` does as well.
+
+        :raises FileError: the file system refused.
+        """
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise file_error(self.path, "create", error) from None
+
     def commit(self) -> None:
         """Make the content durable and put the file in place.
 
         :raises FileError: the file system refused: nothing is left behind, or, when the error is about the directory,
             the file is in place but may not be after a crash of the host.
         """
+        self.synchronize()
         try:
-            os.fsync(self.fd)
             self._place()
         except OSError as error:
             raise file_error(self.path, "create", error) from None

@@ -109,10 +109,23 @@ pub fn plan(context: image.Context, size: u64, options: *const target.Options, _
         .cluster_size = wanted.clusterSize(),
         .file_length = places.fileLength(wanted),
         .regions = try regions(context, wanted, places),
-        .data_file_length = if (wanted.data_file == null) null else if (hasTables(wanted)) std.mem.alignForward(u64, disk, wanted.subclusterSize()) else disk,
-        .fill_data_file = wanted.preallocation == .full and wanted.data_file != null,
+        .others = try dataFile(context, wanted, disk),
         .options = optionList(context, wanted, size, options) catch return error.NoMemory,
     };
+}
+
+/// The external data file, when there is one: the request says where it is.
+fn dataFile(context: image.Context, wanted: layout.Parameters, disk: u64) block.Error![]const plans.File {
+    if (wanted.data_file == null) return &.{};
+    const length = if (hasTables(wanted)) std.mem.alignForward(u64, disk, wanted.subclusterSize()) else disk;
+    const file = context.allocator.create(plans.File) catch return error.NoMemory;
+    file.* = .{ .name = null, .length = length };
+    if (wanted.preallocation == .full and length > 0) {
+        const zeroes = context.allocator.create(plans.Region) catch return error.NoMemory;
+        zeroes.* = .{ .offset = 0, .length = length, .content = .{ .pattern = &.{0} } };
+        file.regions = zeroes[0..1];
+    }
+    return file[0..1];
 }
 
 fn regions(context: image.Context, wanted: layout.Parameters, places: Places) block.Error![]const plans.Region {
@@ -133,7 +146,7 @@ fn regions(context: image.Context, wanted: layout.Parameters, places: Places) bl
     if (hasTables(wanted)) {
         const data = if (wanted.data_file == null) places.data_offset else 0;
         // The bitmaps of extended entries stay empty: the clusters have their places, and read as unallocated.
-        appendWords(&out, places.l2_offset, wanted.clusters(places.size), .{ .first = data | tables.copied, .step = cluster, .wide = wanted.extended_l2 });
+        appendWords(&out, places.l2_offset, wanted.clusters(places.size), .{ .first = data | tables.copied, .step = cluster, .word = if (wanted.extended_l2) .big_64_and_zero else .big_64 });
         if (wanted.preallocation == .full and wanted.data_file == null and places.size > 0) {
             out.appendAssumeCapacity(.{
                 .offset = data,

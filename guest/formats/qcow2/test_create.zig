@@ -138,13 +138,13 @@ test "names and features are where a reader finds them" {
 test "an external data file: tables point into it, its length is the disk's" {
     const created: *Created = try .init(33_000, .{ .data_file = "disk.raw", .data_file_raw = true, .cluster_size = 16_384 });
     defer created.deinit();
-    try testing.expectEqual(@as(?u64, 49_152), created.planned.data_file_length);
+    try testing.expectEqual(@as(u64, 49_152), created.planned.others[0].length);
     try testing.expectEqual(@as(u64, 81_920), created.planned.file_length);
     const opened = try open.Opened.open(created.context(), created.memory.device(), .information);
     try testing.expectEqualStrings("disk.raw", opened.data_file.?);
     const lazy: *Created = try .init(33_000, .{ .data_file = "disk.raw" });
     defer lazy.deinit();
-    try testing.expectEqual(@as(?u64, 33_280), lazy.planned.data_file_length);
+    try testing.expectEqual(@as(u64, 33_280), lazy.planned.others[0].length);
 }
 
 test "names that do not fit are refused" {
