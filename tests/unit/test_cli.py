@@ -269,7 +269,9 @@ class TestCreate:
         assert Path("new").exists()
         request = decode(runner.jobs[0].request)
         assert isinstance(request, dict)
-        assert len(request.pop("entropy")) == 32
+        entropy = request.pop("entropy")
+        assert isinstance(entropy, bytes)
+        assert len(entropy) == 32
         assert request == {
             "format": "qcow2",
             "size": 1 << 20,

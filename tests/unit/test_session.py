@@ -175,8 +175,12 @@ def test_create(tmp_path: Path) -> None:
     assert target.read_bytes() == b"made"
     assert report.options == (("size", "512"),)
     assert decode(runner.jobs[0].request) == {
-        **{"format": "raw", "size": 1024, "unix-time": 7, "uuid": bytes(16)},
-        **{"entropy": bytes(32), "name": b"new"},
+        "format": "raw",
+        "size": 1024,
+        "unix-time": 7,
+        "uuid": bytes(16),
+        "entropy": bytes(32),
+        "name": b"new",
     }
 
 
