@@ -37,7 +37,7 @@ CONTROL_BASE: Final = 0x100000
 TRAP_BASE: Final = 0x101000
 VIRTIO_BASE: Final = 0x110000
 VIRTIO_STRIDE: Final = 0x1000
-MAX_DEVICES: Final = 0x11
+MAX_DEVICES: Final = 0x80
 RAM_BASE: Final = 0x200000
 SYSTEM_BASE: Final = 0x200000
 SYSTEM_SIZE: Final = 0x100000
@@ -111,9 +111,9 @@ CONTROL_BLOCK_SIZE: Final = 64
 BOOT_DEVICE_FORMAT: Final = "<QIIQ"
 BOOT_DEVICE_SIZE: Final = 24
 
-#: Written by the host before each run. Fields: magic, operation_entry, request, request_length, arena_size, log_level, progress, device_count, reserved, devices.
-BOOT_INFO_FORMAT: Final = "<5Q4IQ2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2I2Q2IQ"
-BOOT_INFO_SIZE: Final = 464
+#: Written by the host before each run. Fields: magic, operation_entry, request, request_length, arena_size, log_level, progress, device_count, reserved, devices. The format ends before devices.
+BOOT_INFO_FORMAT: Final = "<QQQQQIIII"
+BOOT_INFO_SIZE: Final = 3128
 
 #: Entries of the call table in order, with the minor version that brought each.
 ENTRIES: Final = (

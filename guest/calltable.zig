@@ -31,7 +31,7 @@ pub const control_base = 0x100000;
 pub const trap_base = 0x101000;
 pub const virtio_base = 0x110000;
 pub const virtio_stride = 0x1000;
-pub const max_devices = 0x11;
+pub const max_devices = 0x80;
 pub const ram_base = 0x200000;
 pub const system_base = 0x200000;
 pub const system_size = 0x100000;
@@ -146,7 +146,7 @@ pub const BootInfo = extern struct {
     progress: u32,
     device_count: u32,
     reserved: u32,
-    devices: [17]BootDevice,
+    devices: [128]BootDevice,
 };
 
 /// The call table as it lies at `call_table`.

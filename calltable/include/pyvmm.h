@@ -26,7 +26,7 @@
 #define PYVMM_TRAP_BASE 0x101000
 #define PYVMM_VIRTIO_BASE 0x110000
 #define PYVMM_VIRTIO_STRIDE 0x1000
-#define PYVMM_MAX_DEVICES 0x11
+#define PYVMM_MAX_DEVICES 0x80
 #define PYVMM_RAM_BASE 0x200000
 #define PYVMM_SYSTEM_BASE 0x200000
 #define PYVMM_SYSTEM_SIZE 0x100000
@@ -141,7 +141,7 @@ struct pyvmm_boot_info {
     uint32_t progress;
     uint32_t device_count;
     uint32_t reserved;
-    struct pyvmm_boot_device devices[17];
+    struct pyvmm_boot_device devices[128];
 };
 
 /* The call table: the argument of the operation's entry function `int64_t _start(const struct pyvmm_table *)`,

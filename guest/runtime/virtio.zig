@@ -106,7 +106,7 @@ var device_count: usize = 0;
 /// How many requests each device was given, modulo 2^16.
 var available: [calltable.max_devices]u16 = @splat(0);
 /// Devices with requests that they were not told of yet, a bit each.
-var pending: u32 = 0;
+var pending: std.meta.Int(.unsigned, calltable.max_devices) = 0;
 
 var used_slots: usize = 0;
 var headers: [slots]Header align(16) = undefined;
@@ -220,7 +220,7 @@ pub fn push(request: Request, owner: *i32) void {
     const index = available[request.device];
     queue.available.ring[index % slots] = @intCast(slot);
     available[request.device] = index +% 1;
-    pending |= @as(u32, 1) << @intCast(request.device);
+    pending |= @as(@TypeOf(pending), 1) << @intCast(request.device);
 }
 
 fn add(table: *[parts]Descriptor, used: *u16, address: u64, length: u32, flags: u16) void {

@@ -13,19 +13,12 @@ pub var failed: ?u64 = null;
 /// Requests that are handed to the runtime at once.
 const batch = 64;
 
-/// What `context` of a device points at: its number.
-const numbers: [calltable.max_devices]u32 = blk: {
-    var out: [calltable.max_devices]u32 = undefined;
-    for (&out, 0..) |*number, i| number.* = i;
-    break :blk out;
-};
-
 pub fn open(index: usize) block.DeviceError!block.Device {
-    if (index >= numbers.len) return error.NoDevice;
+    if (index >= calltable.max_devices) return error.NoDevice;
     var info: [1]calltable.DeviceInfo = undefined;
     _ = try sdk.answer(sdk.table.device_info(@intCast(index), &info));
     return .{
-        .context = @constCast(&numbers[index]),
+        .context = contextOf(index),
         .vtable = &vtable,
         .length = info[0].length,
         // block.Device answers writes to a read-only device itself, so that no undefined function is called.
@@ -48,8 +41,13 @@ const vtable: block.Device.VTable = .{
     .block_status = blockStatus,
 };
 
+/// `context` of a device is its number and 1: no address, since 0 would be none.
+fn contextOf(index: usize) *anyopaque {
+    return @ptrFromInt(index + 1);
+}
+
 fn numberOf(context: *anyopaque) u32 {
-    return @as(*const u32, @ptrCast(@alignCast(context))).*;
+    return @intCast(@intFromPtr(context) - 1);
 }
 
 fn checked(number: u32, result: i64) block.DeviceError!usize {

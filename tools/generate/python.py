@@ -19,13 +19,19 @@ def _struct_format(definition: Definition, name: str) -> str:
     for field in struct.fields:
         if field.type in _FORMATS:
             out += f"{field.count if field.count > 1 else ''}{_FORMATS[field.type]}"
+        elif field is struct.fields[-1] and field.count > 1:
+            # As many of these as are needed follow.
+            break
         else:
             out += _struct_format(definition, field.type) * field.count
     return out
 
 
 def constants(definition: Definition) -> str:
-    """Constants, and for every record its :mod:`struct` format and size in bytes."""
+    """Constants, and for every record its :mod:`struct` format and size in bytes.
+
+    The format of a record that ends in a list of records ends before that list.
+    """
     out = [_BANNER.format("The numbers that host and guest share."), "\nfrom __future__ import annotations\n"]
     out.append("\nTYPE_CHECKING = False\nif TYPE_CHECKING:\n    from typing import Final\n\n")
     for constant in definition.constants:
@@ -35,9 +41,9 @@ def constants(definition: Definition) -> str:
         out.append(f"{constant.name}: Final = {value}\n")
     for struct in definition.structs:
         text = _struct_format(definition, struct.name)
-        if len(text) > 60:
-            text = _compact(text)
-        out.append(f"\n#: {struct.doc} Fields: {', '.join(f.name for f in struct.fields)}.\n")
+        last = struct.fields[-1]
+        rest = "" if last.type in _FORMATS else f" The format ends before {last.name}."
+        out.append(f"\n#: {struct.doc} Fields: {', '.join(f.name for f in struct.fields)}.{rest}\n")
         out.append(f'{_upper(struct.name)}_FORMAT: Final = "<{text}"\n')
         out.append(f"{_upper(struct.name)}_SIZE: Final = {definition.struct_size(struct.name)}\n")
     out.append("\n#: Entries of the call table in order, with the minor version that brought each.\n")
@@ -47,18 +53,6 @@ def constants(definition: Definition) -> str:
     out += [f'    "{c.value}",\n' for c in definition.codes]
     out.append(")\n")
     return "".join(out)
-
-
-def _compact(text: str) -> str:
-    """A format string with runs of whole records kept short enough for one line."""
-    out, index = "", 0
-    while index < len(text):
-        end = index
-        while end < len(text) and text[end] == text[index]:
-            end += 1
-        out += (str(end - index) if end - index > 1 else "") + text[index]
-        index = end
-    return out
 
 
 def _type(definition: Definition, field: MessageField) -> str:

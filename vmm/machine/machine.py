@@ -6,6 +6,7 @@ from struct import Struct
 from time import monotonic_ns
 
 from calltable import (
+    BOOT_DEVICE_FORMAT,
     BOOT_INFO,
     BOOT_INFO_FORMAT,
     BOOT_MAGIC,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     Symboliser = Callable[[tuple[Frame, ...], bytes], tuple[Frame, ...]]
 
 _BOOT = Struct(BOOT_INFO_FORMAT)
+_BOOT_DEVICE = Struct(BOOT_DEVICE_FORMAT)
 
 #: How often a run is interrupted, so that Python sees signals (Ctrl-C) and the clock, in nanoseconds.
 TICK_NS = 100_000_000
@@ -320,8 +322,6 @@ class Machine:
             raise DeadlinePassed
 
     def _write_boot_page(self, job: Job) -> None:
-        devices = list(self.bus.boot_devices())
-        devices += [(0, 0, 0, 0)] * (MAX_DEVICES - len(devices))
         length = len(job.request)
         page = _BOOT.pack(
             BOOT_MAGIC,
@@ -333,9 +333,9 @@ class Machine:
             job.progress,
             len(job.devices),
             0,
-            *(number for device in devices for number in device),
         )
-        self.memory.put(BOOT_INFO, page)
+        # What lies behind the devices of this machine is zero from the start.
+        self.memory.put(BOOT_INFO, page + b"".join([_BOOT_DEVICE.pack(*one) for one in self.bus.boot_devices()]))
         # The request before may have been longer.
         self.memory.put(REQUEST_BASE, job.request + bytes(max(0, self._request_length - length)))
         self._request_length = length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from calltable import MAX_DEVICES
 from vmm.boundary import DEFAULT_MAX_RECORD, FailureKind, Job, Limits, LogEvent, MessageEvent, ProgressEvent, TraceEvent
 from vmm.cbor import DecodeError, decode
 from vmm.errors import BundleError, FileError, LimitReachedError, OperationLoadError
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from vmm.boundary import Event, Failure, Outcome, Runner
     from vmm.cbor import Value
     from vmm.replay.bundle import RecordedRun
-
-_MAX_DEVICES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ class Player:
     def _load(self, reader: BundleReader, loaded: _Loaded) -> None:
         """The rest of the run out of the bundle: bytes into files without a name in memory, calls into one trace."""
         devices = loaded.run.devices
-        if len(devices) > _MAX_DEVICES:
+        if len(devices) > MAX_DEVICES:
             reader.fail(f"a run has {len(devices)} devices")
         try:
             for index, device in enumerate(devices):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 
+from calltable import MAX_DEVICES
 from vmm.kvm.binding import requests
 from vmm.sandbox import calls, network
 from vmm.sandbox.binding import ffi, lib
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 NOBODY = 65534
 #: Where the empty root is mounted on its way to be the root: any directory does, and one of these is everywhere.
 _PLACES = (b"/proc", b"/tmp", b"/dev")
-#: Descriptors beyond which none can be had: the channel, KVM, two for each of the machines kept, seventeen devices.
-MAX_DESCRIPTORS = 64
+#: Descriptors beyond which none can be had: the channel, KVM, two for each of the machines kept, the devices.
+MAX_DESCRIPTORS = 48 + MAX_DEVICES
 #: Timers and queued signals (getrlimit(2); the resource module lacks the name): a run has one timer.
 MAX_SIGNALS = 16
 _RLIMIT_SIGPENDING = 11

@@ -13,6 +13,7 @@ import sys
 from struct import Struct
 from time import monotonic_ns
 
+from calltable import MAX_DEVICES
 from vmm.boundary import Frame, LogEvent, limit_outcome
 from vmm.cbor import decode
 from vmm.errors import VmmError
@@ -39,7 +40,7 @@ FAILED = 1
 _DESCRIPTOR = Struct("i")
 _READ = 256 << 10
 #: Descriptors that can come with one frame: the devices and a debugger.
-_MOST = 20
+_MOST = MAX_DEVICES + 1
 
 
 class Channel:
