@@ -12,7 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm.api import ForeignAnswer, ForeignMessage, Machine, check, create, info, measure
+    from vmm.api import ForeignAnswer, ForeignMessage, Machine, check, create, info, measure, resize
     from vmm.boundary import Failure, Limits
     from vmm.errors import (
         BundleError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmm.operations.create import CreateReport
     from vmm.operations.info import InfoReport
     from vmm.operations.measure import MeasureReport
+    from vmm.operations.resize import ResizeReport
 
 __all__ = [
     "BundleError",
@@ -52,6 +53,7 @@ __all__ = [
     "NoChecksError",
     "OperationLoadError",
     "RefusedError",
+    "ResizeReport",
     "SandboxError",
     "UsageError",
     "VmmError",
@@ -59,15 +61,17 @@ __all__ = [
     "create",
     "info",
     "measure",
+    "resize",
 ]
 
 _MODULES = {
-    "vmm.api": ("ForeignAnswer", "ForeignMessage", "Machine", "check", "create", "info", "measure"),
+    "vmm.api": ("ForeignAnswer", "ForeignMessage", "Machine", "check", "create", "info", "measure", "resize"),
     "vmm.boundary": ("Failure", "Limits"),
     "vmm.operations.check": ("CheckReport",),
     "vmm.operations.create": ("CreateReport",),
     "vmm.operations.info": ("InfoReport",),
     "vmm.operations.measure": ("MeasureReport",),
+    "vmm.operations.resize": ("ResizeReport",),
 }
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmm.operations.info import InfoReport
     from vmm.operations.measure import MeasureReport
     from vmm.operations.options import OptionValue
+    from vmm.operations.resize import ResizeReport
 
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -172,6 +173,35 @@ class Machine:
             follow_symlinks=self._follow,
         )
 
+    def resize(
+        self,
+        path: Path,
+        size: int | str,
+        *,
+        format: str | None = None,  # noqa: A002  (qemu-img's word)
+        shrink: bool = False,
+        preallocation: str | None = None,
+        unix_time: int | None = None,
+        share: bool = False,
+    ) -> ResizeReport:
+        """Give an image another virtual size, in place.  See :func:`vmm.operations.resize.resize`.
+
+        :param size: bytes, or text such as ``10G``; with a sign in front (``+1G``) the difference.
+        """
+        from vmm.operations.resize import resize as run
+
+        return run(
+            self._session,
+            os.fsdecode(path),
+            size,
+            format=format,
+            shrink=shrink,
+            preallocation=preallocation,
+            unix_time=unix_time,
+            follow_symlinks=self._follow,
+            share=share,
+        )
+
     def run_elf(self, elf: Path, *paths: Path, **options: str) -> ForeignAnswer:
         """Run an operation of one's own: a static ELF file that speaks the call table, one device for each path.
 
@@ -201,6 +231,8 @@ class Machine:
         def run(self, operation: Literal["check"], path: Path, **options: Any) -> CheckReport: ...
         @overload
         def run(self, operation: Literal["create"], path: Path, *more: Any, **options: Any) -> CreateReport: ...
+        @overload
+        def run(self, operation: Literal["resize"], path: Path, *more: Any, **options: Any) -> ResizeReport: ...
         @overload
         def run(self, operation: str, *paths: Path, **options: Any) -> Any: ...
 
@@ -302,3 +334,26 @@ def create(
     """
     with Machine(timeout=timeout, limits=limits) as machine:
         return machine.create(path, format, size, unix_time=unix_time, uuid=uuid, **options)
+
+
+def resize(
+    path: Path,
+    size: int | str,
+    *,
+    format: str | None = None,  # noqa: A002  (qemu-img's word)
+    shrink: bool = False,
+    preallocation: str | None = None,
+    unix_time: int | None = None,
+    timeout: float | None = None,
+    limits: Limits | None = None,
+) -> ResizeReport:
+    """Give an image another virtual size in place, with a machine of its own.
+
+    :param size: bytes, or text such as ``10G``; with a sign in front (``+1G``) the difference.
+    :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
+    :raises VmmError: see :mod:`vmm.errors`.
+    """
+    with Machine(timeout=timeout, limits=limits) as machine:
+        return machine.resize(
+            path, size, format=format, shrink=shrink, preallocation=preallocation, unix_time=unix_time
+        )

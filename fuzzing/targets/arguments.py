@@ -17,6 +17,8 @@ from calltable.messages import (
     InfoRequest,
     Measure,
     MeasureRequest,
+    Resize,
+    ResizeRequest,
 )
 from fuzzing.codec import Sink, Source
 from fuzzing.console import Runner, command
@@ -92,6 +94,7 @@ WORDS = (
         "help=",
         "\U0001f600" * 3,
     ),
+    *("resize", "--shrink", "--preallocation=full", "+1G", "-512k"),
 )
 _OPTION_WORDS = tuple(
     sorted({name for operation in BY_OPERATION for option in options_of(operation) for name in option.names})
@@ -108,6 +111,7 @@ _ANSWERS: dict[str, tuple[type[Message], Message]] = {
         CreateRequest,
         Create(format="raw", virtual_size=1, file_length=0, options=(CreateOption(name="size", value="1"),)),
     ),
+    "resize": (ResizeRequest, Resize(format="raw", old_size=512, virtual_size=1024, file_length=1024)),
 }
 
 
@@ -187,6 +191,7 @@ def seeds() -> Iterable[bytes]:
         "info --qemu-version 9.0 --timeout 0.5 --max-read 0 -U -- image",
         "run --help",
         "create -o help -f vpc",
+        "resize --shrink -f raw image -512k",
         "doctor --output json",
         "--version",
         "info link -L --op-elf op.elf",

@@ -29,6 +29,7 @@ COMMANDS = (
     ("run", "info", "--op-elf", "op.elf", "image", "other"),
     ("run", "info", "--op-elf", "op.elf", "--qemu-version", "9.0", "image"),
     ("run", "check", "--op-elf", "op.elf", "image", "other"),
+    ("run", "resize", "--op-elf", "op.elf", "image", "1M"),
 )
 #: What each operation emits: its answer, then what may come before it.
 EXPECTED = {
@@ -39,6 +40,7 @@ EXPECTED = {
     "measure": ("measure",),
     "check": ("check", "check-finding"),
     "create": ("create",),
+    "resize": ("resize",),
 }
 _KINDS = ("panic", "page-fault", "exception", "triple-fault", "protocol", "limit", "io", "kvm", "worker", "diverged")
 _LIMITS = (None, "timeout", "max-read", "max-messages", "\x1b[2J")

@@ -16,6 +16,10 @@ pub const steps = @import("steps.zig");
 pub const text = @import("text.zig");
 pub const detection = @import("detect.zig");
 pub const recognised = @import("recognised.zig");
+/// What a request to resize asks for.
+pub const resizing = @import("resizing.zig");
+/// Whether somebody else would take the image for another format.
+pub const ambiguity = @import("ambiguity.zig");
 /// Destinations: what `measure -O` and `create -f` can name.
 pub const targets = @import("targets.zig");
 pub const raw = @import("raw/raw.zig");
@@ -135,6 +139,8 @@ test {
     _ = @import("text.zig");
     _ = @import("detect.zig");
     _ = @import("recognised.zig");
+    _ = resizing;
+    _ = ambiguity;
     _ = @import("targets.zig");
     _ = raw;
     _ = vhd;

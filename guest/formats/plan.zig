@@ -176,7 +176,8 @@ pub fn executeFile(planned: *const Plan, index: usize, device: *block.Device, al
     try device.flush();
 }
 
-fn drain(pending: *Writes, device: *block.Device, allocator: std.mem.Allocator, progress: @FieldType(Plan, "progress")) block.Error!void {
+/// Write what is pending, in batches.
+pub fn drain(pending: *Writes, device: *block.Device, allocator: std.mem.Allocator, progress: @FieldType(Plan, "progress")) block.Error!void {
     var total: u64 = 0;
     for (pending.regions) |region| total +|= region.length;
     const wanted = total +| (min_room + Writes.min_buffer * pending.regions.len);

@@ -34,6 +34,7 @@ OPERATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "measure": ("measure", ()),
     "check": ("check", ("check-finding",)),
     "create": ("create", ()),
+    "resize": ("resize", ()),
 }
 
 #: What a terminal could act on, or what hides what is written: C0 and C1 controls, the sequences that set colours,

@@ -87,7 +87,8 @@ class TestWithoutAMachine:
         Path("image").write_bytes(b"x" * 512)
 
     def run(self, operation: str, runner: FakeRunner, *words: str) -> int:
-        return main(["run", operation, *words, "new" if operation == "create" else "image"], runner)
+        files = {"create": ["new"], "resize": ["image", "1M"]}.get(operation, ["image"])
+        return main(["run", operation, *words, *files], runner)
 
     @pytest.mark.parametrize("operation", OPERATIONS)
     def test_every_wrong_report(self, operation: str, capsys: pytest.CaptureFixture[str]) -> None:

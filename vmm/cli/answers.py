@@ -33,6 +33,8 @@ class Answers:
     follow: bool
     #: Whether there are many files.
     many: bool
+    #: The size that `resize` is given; None for other operations.
+    size: str | None
     #: Path of the bundle that is being recorded.
     record: str | None
 

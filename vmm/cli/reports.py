@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vmm.operations.create import CreateReport
     from vmm.operations.info import InfoReport
     from vmm.operations.measure import MeasureReport
+    from vmm.operations.resize import ResizeReport
 
     Json = dict[str, object]
 
@@ -198,5 +199,18 @@ def create_json(report: CreateReport) -> Json:
             ("cluster-size", report.cluster_size),
             ("file-length", report.file_length),
             ("options", dict(report.options)),
+        )
+    )
+
+
+def resize_json(report: ResizeReport) -> Json:
+    """The answer of ``resize``; qemu-img has none."""
+    return without_none(
+        (
+            ("filename", report.filename),
+            ("format", report.format),
+            ("old-virtual-size", report.old_size),
+            ("virtual-size", report.virtual_size),
+            ("file-length", report.file_length),
         )
     )

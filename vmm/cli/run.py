@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vmm.sandbox.layers import JailReport
     from vmm.sandbox.spawn import Process
 
+#: What the help says an operation takes, where it is not just files.
+_OPERANDS = {"create": "FILE [SIZE]", "measure": "FILE... | --size SIZE", "resize": "FILE [+|-]SIZE"}
 _LOG_LEVELS = ("", "error", "warning", "info", "debug")
 _LOG_INFO, _LOG_DEBUG = 3, 4
 
@@ -49,15 +51,20 @@ def run_command(words: list[str], runner: Runner | None = None, process: Process
             "given as a path"
         )
     options = runoptions.options_of(operation)
-    arguments = parse(words[1:], options)
+    rest, size = words[1:], None
+    if operation == "resize":
+        from vmm.cli.run_resize import split_size
+
+        rest, size = split_size(rest)
+    arguments = parse(rest, options)
     if "help" in arguments:
-        operands = {"create": "FILE [SIZE]", "measure": "FILE... | --size SIZE"}.get(operation, "FILE...")
+        operands = _OPERANDS.get(operation, "FILE...")
         out(f"usage: pyvmm run {printable(operation)} [options] {operands}\n\n{options_text(options)}")
         return EXIT_OK
     runoptions.refuse_unsupported(arguments)
     if not foreign and any(text in ("help", "?") for text in arguments.all("options")):
         return _options_help(operation, arguments)
-    command = Command(operation, arguments, runner, process)
+    command = Command(operation, arguments, runner, process, size)
     try:
         return command.run()
     finally:
@@ -105,10 +112,16 @@ class Command(Answers):
     """One ``pyvmm run`` with its runner, which lives until the last file is done."""
 
     def __init__(
-        self, operation: str, arguments: Arguments, runner: Runner | None = None, process: Process | None = None
+        self,
+        operation: str,
+        arguments: Arguments,
+        runner: Runner | None = None,
+        process: Process | None = None,
+        size: str | None = None,
     ) -> None:
         self.operation = operation
         self.arguments = arguments
+        self.size = size
         self.json = runoptions.output_format(arguments) == "json"
         self.quiet = "quiet" in arguments
         self.follow = "follow" in arguments
@@ -162,6 +175,11 @@ class Command(Answers):
             if len(operands) > 2:
                 raise UsageError(f"Unexpected argument: {printable(operands[2])}")
             return operands[:1]
+        if self.operation == "resize":
+            if not operands or self.size is None:
+                raise UsageError("Expecting image file name and size")
+            if len(operands) > 1:
+                raise UsageError(f"Unexpected argument: {printable(operands[1])}")
         if self.operation == "measure" and not operands and "size" not in self.arguments:
             raise UsageError("Either --size N or one filename must be specified.")
         if self.operation in ("info", "check") and not operands:
@@ -238,6 +256,8 @@ def _answer_of(operation: str) -> Callable[[Answers, str | None, bool], int]:
         from vmm.cli.run_info import answer
     elif operation == "check":
         from vmm.cli.run_check import answer
+    elif operation == "resize":
+        from vmm.cli.run_resize import answer
     else:
         from vmm.cli.run_create import answer
     return answer

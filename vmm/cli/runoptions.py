@@ -36,7 +36,7 @@ _COMMON = (
     Option("output", ("--output",), "human|json", "how to answer (default: human)"),
     Option("quiet", ("-q", "--quiet"), None, "no text on stdout"),
     Option("progress", ("-p", "--progress"), None, "show progress on stderr"),
-    Option("share", ("-U", "--force-share"), None, "accepted: images are never locked"),
+    Option("share", ("-U", "--force-share"), None, "take no locks (only resize takes any)"),
     Option("follow", ("-L", "--follow-symlinks"), None, "follow a symbolic link named as FILE"),
     Option("verbose", ("-v", "--verbose"), None, "the guest's log on stderr (-vv: more)"),
     *LIMIT_OPTIONS,
@@ -93,6 +93,13 @@ BY_OPERATION = {
         Option("unsafe", ("-u", "--backing-unsafe"), None, "accepted: a backing file is never opened"),
         Option("unix-time", ("--unix-time",), "SECONDS", "time to write into the image (default: now)"),
         Option("uuid", ("--uuid",), "UUID", "identity to write into the image (default: random)"),
+        _OBJECT,
+    ),
+    "resize": (
+        _FORMAT,
+        Option("shrink", ("--shrink",), None, "allow a smaller size: what lies behind the new end is lost"),
+        Option("preallocation", ("--preallocation",), "MODE", "of the new space: off, metadata, falloc or full"),
+        _IMAGE_OPTS,
         _OBJECT,
     ),
 }

@@ -14,6 +14,7 @@ Runs one operation on disk images inside a KVM sandbox.
   run measure [-O FMT] FILE...  how large it would be in another format
   run check FILE...             whether it is consistent
   run create -f FMT FILE SIZE   plan and write an empty image
+  run resize FILE [+|-]SIZE     give it another virtual size, in place
   run ./operation.elf FILE...   an operation of your own
   replay FILE                   repeat what `run --record FILE` recorded, without the image
   doctor                        what this host has, and what to do about what it lacks

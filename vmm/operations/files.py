@@ -70,10 +70,13 @@ class InputFile:
 
     __slots__ = ("disk_size", "fd", "length", "path")
 
+    #: How open(2) is asked for it.
+    access = os.O_RDONLY
+
     def __init__(self, path: str, *, follow_symlinks: bool = False) -> None:
         self.path = path
         self.fd = -1
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        flags = self.access | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         if not follow_symlinks:
             flags |= os.O_NOFOLLOW
         try:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 #: The operations that come with the package.
-OPERATIONS = ("info", "measure", "check", "create")
+OPERATIONS = ("info", "measure", "check", "create", "resize")
 
 #: Bytes of an operation's ELF file that are read at most; what is loaded has a window of 4 MiB.
 MAX_ELF = 64 << 20

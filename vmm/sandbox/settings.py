@@ -58,7 +58,13 @@ def settings_for(
         layers=layers,
         memory=memory,
         machines=max(1, min(machines, (memory - WORKER_MEMORY) // (limits.max_memory + _MACHINE))),
-        file_size=0 if all(device.read_only for device in job.devices) else limits.max_output,
+        file_size=_file_size(job),
         features=tuple(name for name, wanted in features if wanted),
         verify_network=verify_network,
     )
+
+
+def _file_size(job: Job) -> int:
+    """Length that a file may reach: a file that is changed in place may be longer than what an output may become."""
+    lengths = [device.length for device in job.devices if not device.read_only]
+    return max(job.limits.max_output, *lengths) if lengths else 0

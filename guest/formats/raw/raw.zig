@@ -11,6 +11,7 @@ pub const driver: image.Driver = .{
     .probe = probe,
     .open = open,
     .info = info,
+    .resize = @import("resize.zig").resize,
 };
 
 /// qemu counts a disk in sectors of 512 bytes and rounds the file's length up.
@@ -28,7 +29,7 @@ pub fn virtualSize(length: u64) u64 {
 /// qemu opens no longer file: the last multiple of 2^30 below 2^63.  Rounding up cannot wrap then.
 const max_length: u64 = (1 << 63) - (1 << 30);
 
-fn checkLength(context: image.Context, device: block.Device) block.Error!void {
+pub fn checkLength(context: image.Context, device: block.Device) block.Error!void {
     if (device.length > max_length) return context.diagnostic.refuse(
         .too_large,
         .{ .format = "raw", .value = device.length, .limit = max_length },
