@@ -59,6 +59,8 @@ test {
     _ = @import("vmdk/layout.zig");
     _ = @import("vmdk/descriptor_text.zig");
     _ = @import("vmdk/test_create.zig");
+    _ = @import("vmdk/descriptor_edit.zig");
+    _ = @import("vmdk/test_grow.zig");
 }
 
 test "known and unknown destinations" {
