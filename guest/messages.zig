@@ -314,6 +314,40 @@ pub const InfoVhd = struct {
     parent_timestamp: ?u64 = null,
 };
 
+/// Facts of a VMDK image (VMware Virtual Disk Format 5.0). The first three keys are qemu-img's.
+pub const InfoVmdk = struct {
+    pub const message_name = "info-vmdk";
+
+    /// the descriptor's createType, or what the header says
+    create_type: []const u8,
+    /// content identifier; absent where there is no descriptor
+    cid: ?u64 = null,
+    /// 4294967295: no parent
+    parent_cid: ?u64 = null,
+    /// extents are of different kinds, for which qemu-img says neither cluster-size nor dirty-flag
+    mixed: ?bool = null,
+    /// how many info-vmdk-extent messages go with it
+    extents: u64,
+    /// extent lines that are passed over
+    extents_ignored: ?u64 = null,
+    /// of the header of a hosted sparse extent
+    version: ?u64 = null,
+    /// of that header, a bit mask
+    flags: ?u64 = null,
+    /// that header's mark of a writer that has not closed the image
+    unclean_shutdown: ?bool = null,
+    /// grain directory of the image's own extent
+    directory_offset: ?u64 = null,
+    redundant_directory_offset: ?u64 = null,
+    directory_entries: ?u64 = null,
+    /// of a grain table
+    table_entries: ?u64 = null,
+    /// from the disk database
+    adapter_type: ?[]const u8 = null,
+    /// from the disk database
+    hardware_version: ?[]const u8 = null,
+};
+
 /// What an image is. Keys that qemu-img prints have its names and meanings; an absent key is one that qemu-img omits.
 pub const Info = struct {
     pub const message_name = "info";
@@ -346,6 +380,30 @@ pub const Info = struct {
     vhd: ?InfoVhd = null,
     /// facts of a LUKS1 header
     luks: ?InfoLuks = null,
+    /// facts of a VMDK image
+    vmdk: ?InfoVmdk = null,
+};
+
+/// An extent of a VMDK image; keys are qemu-img's.
+pub const InfoVmdkExtent = struct {
+    pub const message_name = "info-vmdk-extent";
+
+    /// from 0, in the order of the disk
+    index: u64,
+    /// from the extent's own header where it was looked at, otherwise from the descriptor
+    virtual_size: u64,
+    /// as written in the descriptor; absent: the image itself
+    name: ?[]const u8 = null,
+    /// grain size; sparse extents whose file was looked at only
+    cluster_size: ?u64 = null,
+    /// the type in the descriptor, or empty
+    format: []const u8,
+    /// true, otherwise absent
+    compressed: ?bool = null,
+    /// flat extents: byte of the file where it begins
+    offset: ?u64 = null,
+    /// true where the file was not looked at, otherwise absent
+    missing: ?bool = null,
 };
 
 /// An internal snapshot; keys are qemu-img's.

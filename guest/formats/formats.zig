@@ -21,12 +21,14 @@ pub const targets = @import("targets.zig");
 pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
 pub const qcow2 = @import("qcow2/qcow2.zig");
+pub const vmdk = @import("vmdk/vmdk.zig");
 pub const content = @import("content/content.zig");
 
 /// Every format.  The order breaks ties of equal probe scores; raw is last because it fits everything.
 pub const drivers: []const image.Driver = &([_]image.Driver{
     qcow2.driver,
     vhd.driver,
+    vmdk.driver,
 } ++ recognised.drivers ++ [_]image.Driver{
     raw.driver,
 });
@@ -43,6 +45,7 @@ pub fn Registry(comptime purpose: Purpose) type {
                 kept[i] = driver;
                 if (purpose != .info and purpose != .measure and purpose != .map) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
+                if (purpose != .info) kept[i].read = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;
@@ -123,7 +126,7 @@ test "an operation has its own functions and no others" {
     try std.testing.expectEqualStrings("Unknown driver 'vhd'", diagnostic.message());
     try std.testing.expectEqual(error.Refused, refuse(context, "raw", .check));
     try std.testing.expectEqual(.no_checks, diagnostic.code);
-    try std.testing.expectEqual(error.Refused, refuse(context, "vmdk", .check));
+    try std.testing.expectEqual(error.Refused, refuse(context, "vdi", .check));
     try std.testing.expectEqual(.unsupported, diagnostic.code);
 }
 
@@ -136,5 +139,6 @@ test {
     _ = @import("targets.zig");
     _ = raw;
     _ = vhd;
+    _ = vmdk;
     _ = content;
 }

@@ -68,9 +68,14 @@ const variants: [known.len][]const u8 = blk: {
     break :blk list;
 };
 
+/// Drivers of their own, for which the table only tells variants and answers probes.
+const built = [_][]const u8{"vmdk"};
+
 const names = blk: {
+    @setEvalBranchQuota(10_000);
     var list: []const []const u8 = &.{};
-    for (signs) |sign| {
+    signs: for (signs) |sign| {
+        for (built) |name| if (std.mem.eql(u8, name, sign.name)) continue :signs;
         const last = if (list.len == 0) "" else list[list.len - 1];
         if (!std.mem.eql(u8, last, sign.name)) list = list ++ [_][]const u8{sign.name};
     }
@@ -93,7 +98,7 @@ fn Prober(comptime name: []const u8) type {
 }
 
 /// A function of its own: what it does need not be repeated for each format.
-noinline fn score(p: *const image.Probe, name: []const u8) u8 {
+pub noinline fn score(p: *const image.Probe, name: []const u8) u8 {
     const index = find(p, name) orelse return detect.score.none;
     return if (signs[index].from_end) detect.score.trailer else detect.score.magic;
 }
@@ -150,9 +155,11 @@ fn expectName(expected: ?[]const u8, bytes: []const u8) !void {
     const device: block.Device = undefined;
     const tail = bytes[bytes.len - @min(bytes.len, detect.tail_size) ..];
     const p: image.Probe = .{ .length = bytes.len, .head = bytes[0..@min(bytes.len, detect.head_size)], .tail = tail, .device = device };
-    const index = detect.best(&drivers, &p);
-    if (drivers[index].probe(&p) == 0) return std.testing.expectEqual(expected, null);
-    try std.testing.expectEqualStrings(expected orelse return error.TestUnexpectedMatch, variant(&p, drivers[index].name).?);
+    for (signs) |sign| {
+        if (score(&p, sign.name) == detect.score.none) continue;
+        return std.testing.expectEqualStrings(expected orelse return error.TestUnexpectedMatch, variant(&p, sign.name).?);
+    }
+    return std.testing.expectEqual(expected, null);
 }
 
 test "every sign is found, and none with a byte changed" {

@@ -12,6 +12,7 @@ from calltable.messages import (
     InfoReference,
     InfoRequest,
     InfoSnapshot,
+    InfoVmdkExtent,
 )
 from vmm.errors import GuestFailedError
 from vmm.operations.files import InputFile
@@ -36,6 +37,7 @@ _LISTS = tuple(
         InfoPartition,
         InfoFilesystem,
         InfoNote,
+        InfoVmdkExtent,
     )
 )
 
@@ -58,6 +60,8 @@ class InfoReport:
     partitions: tuple[InfoPartition, ...] = ()
     filesystems: tuple[InfoFilesystem, ...] = ()
     notes: tuple[InfoNote, ...] = ()
+    #: Of a VMDK image, in the order of the disk.
+    extents: tuple[InfoVmdkExtent, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -84,6 +88,11 @@ class InfoReport:
         """The backing file's name as seen from the image's directory, as qemu would resolve it."""
         name = self.image.backing_filename
         return None if name is None else combine_path(self.filename, name)
+
+
+def extent_path(base: str, name: str) -> str:
+    """The file of a VMDK extent as qemu names it: relative to the directory of its descriptor ``base``."""
+    return name if name.startswith("/") else base[: base.rfind("/") + 1] + name
 
 
 def combine_path(base: str, name: str) -> str:
