@@ -1199,6 +1199,108 @@ class InfoVhdx(Message):
         put(self, "parent_linkage", parent_linkage)
 
 
+class InfoVmdk(Message):
+    """Facts of a VMDK image (VMware Virtual Disk Format 5.0). The first three keys are qemu-img's.
+
+    ``create-type``: the descriptor's createType, or what the header says
+
+    ``cid``: content identifier; absent where there is no descriptor
+
+    ``parent-cid``: 4294967295: no parent
+
+    ``mixed``: extents are of different kinds, for which qemu-img says neither cluster-size nor dirty-flag
+
+    ``extents``: how many info-vmdk-extent messages go with it
+
+    ``extents-ignored``: extent lines that are passed over
+
+    ``version``: of the header of a hosted sparse extent
+
+    ``flags``: of that header, a bit mask
+
+    ``unclean-shutdown``: that header's mark of a writer that has not closed the image
+
+    ``directory-offset``: grain directory of the image's own extent
+
+    ``table-entries``: of a grain table
+
+    ``adapter-type``: from the disk database
+
+    ``hardware-version``: from the disk database
+    """
+
+    __slots__ = ("create_type", "cid", "parent_cid", "mixed", "extents", "extents_ignored", "version", "flags", "unclean_shutdown", "directory_offset", "redundant_directory_offset", "directory_entries", "table_entries", "adapter_type", "hardware_version")
+    NAME = "info-vmdk"
+    FIELDS = (
+        Field("create-type", "create_type", "text", False, False, None),
+        Field("cid", "cid", "uint", True, False, None),
+        Field("parent-cid", "parent_cid", "uint", True, False, None),
+        Field("mixed", "mixed", "bool", True, False, None),
+        Field("extents", "extents", "uint", False, False, None),
+        Field("extents-ignored", "extents_ignored", "uint", True, False, None),
+        Field("version", "version", "uint", True, False, None),
+        Field("flags", "flags", "uint", True, False, None),
+        Field("unclean-shutdown", "unclean_shutdown", "bool", True, False, None),
+        Field("directory-offset", "directory_offset", "uint", True, False, None),
+        Field("redundant-directory-offset", "redundant_directory_offset", "uint", True, False, None),
+        Field("directory-entries", "directory_entries", "uint", True, False, None),
+        Field("table-entries", "table_entries", "uint", True, False, None),
+        Field("adapter-type", "adapter_type", "text", True, False, None),
+        Field("hardware-version", "hardware_version", "text", True, False, None),
+    )
+    create_type: str
+    cid: int | None
+    parent_cid: int | None
+    mixed: bool | None
+    extents: int
+    extents_ignored: int | None
+    version: int | None
+    flags: int | None
+    unclean_shutdown: bool | None
+    directory_offset: int | None
+    redundant_directory_offset: int | None
+    directory_entries: int | None
+    table_entries: int | None
+    adapter_type: str | None
+    hardware_version: str | None
+
+    def __init__(
+        self,
+        *,
+        create_type: str,
+        extents: int,
+        cid: int | None = None,
+        parent_cid: int | None = None,
+        mixed: bool | None = None,
+        extents_ignored: int | None = None,
+        version: int | None = None,
+        flags: int | None = None,
+        unclean_shutdown: bool | None = None,
+        directory_offset: int | None = None,
+        redundant_directory_offset: int | None = None,
+        directory_entries: int | None = None,
+        table_entries: int | None = None,
+        adapter_type: str | None = None,
+        hardware_version: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "create_type", create_type)
+        put(self, "cid", cid)
+        put(self, "parent_cid", parent_cid)
+        put(self, "mixed", mixed)
+        put(self, "extents", extents)
+        put(self, "extents_ignored", extents_ignored)
+        put(self, "version", version)
+        put(self, "flags", flags)
+        put(self, "unclean_shutdown", unclean_shutdown)
+        put(self, "directory_offset", directory_offset)
+        put(self, "redundant_directory_offset", redundant_directory_offset)
+        put(self, "directory_entries", directory_entries)
+        put(self, "table_entries", table_entries)
+        put(self, "adapter_type", adapter_type)
+        put(self, "hardware_version", hardware_version)
+
+
 class Info(Message):
     """What an image is. Keys that qemu-img prints have its names and meanings; an absent key is one that qemu-img omits.
 
@@ -1231,9 +1333,11 @@ class Info(Message):
     ``luks``: facts of a LUKS1 header
 
     ``vhdx``: facts of a VHDX image
+
+    ``vmdk``: facts of a VMDK image
     """
 
-    __slots__ = ("format", "virtual_size", "file_length", "cluster_size", "dirty_flag", "encrypted", "compressed", "backing_filename", "backing_filename_format", "recognised", "end_offset", "qcow2", "vhd", "luks", "vhdx")
+    __slots__ = ("format", "virtual_size", "file_length", "cluster_size", "dirty_flag", "encrypted", "compressed", "backing_filename", "backing_filename_format", "recognised", "end_offset", "qcow2", "vhd", "luks", "vhdx", "vmdk")
     NAME = "info"
     FIELDS = (
         Field("format", "format", "text", False, False, None),
@@ -1251,6 +1355,7 @@ class Info(Message):
         Field("vhd", "vhd", "message", True, False, InfoVhd),
         Field("luks", "luks", "message", True, False, InfoLuks),
         Field("vhdx", "vhdx", "message", True, False, InfoVhdx),
+        Field("vmdk", "vmdk", "message", True, False, InfoVmdk),
     )
     format: str
     virtual_size: int
@@ -1267,6 +1372,7 @@ class Info(Message):
     vhd: InfoVhd | None
     luks: InfoLuks | None
     vhdx: InfoVhdx | None
+    vmdk: InfoVmdk | None
 
     def __init__(
         self,
@@ -1286,6 +1392,7 @@ class Info(Message):
         vhd: InfoVhd | None = None,
         luks: InfoLuks | None = None,
         vhdx: InfoVhdx | None = None,
+        vmdk: InfoVmdk | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -1303,6 +1410,7 @@ class Info(Message):
         put(self, "vhd", vhd)
         put(self, "luks", luks)
         put(self, "vhdx", vhdx)
+        put(self, "vmdk", vmdk)
 
 
 class InfoParentEntry(Message):
@@ -1329,6 +1437,70 @@ class InfoParentEntry(Message):
         put = object.__setattr__
         put(self, "key", key)
         put(self, "value", value)
+
+
+class InfoVmdkExtent(Message):
+    """An extent of a VMDK image; keys are qemu-img's.
+
+    ``index``: from 0, in the order of the disk
+
+    ``virtual-size``: from the extent's own header where it was looked at, otherwise from the descriptor
+
+    ``name``: as written in the descriptor; absent: the image itself
+
+    ``cluster-size``: grain size; sparse extents whose file was looked at only
+
+    ``format``: the type in the descriptor, or empty
+
+    ``compressed``: true, otherwise absent
+
+    ``offset``: flat extents: byte of the file where it begins
+
+    ``missing``: true where the file was not looked at, otherwise absent
+    """
+
+    __slots__ = ("index", "virtual_size", "name", "cluster_size", "format", "compressed", "offset", "missing")
+    NAME = "info-vmdk-extent"
+    FIELDS = (
+        Field("index", "index", "uint", False, False, None),
+        Field("virtual-size", "virtual_size", "uint", False, False, None),
+        Field("name", "name", "text", True, False, None),
+        Field("cluster-size", "cluster_size", "uint", True, False, None),
+        Field("format", "format", "text", False, False, None),
+        Field("compressed", "compressed", "bool", True, False, None),
+        Field("offset", "offset", "uint", True, False, None),
+        Field("missing", "missing", "bool", True, False, None),
+    )
+    index: int
+    virtual_size: int
+    name: str | None
+    cluster_size: int | None
+    format: str
+    compressed: bool | None
+    offset: int | None
+    missing: bool | None
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        virtual_size: int,
+        format: str,
+        name: str | None = None,
+        cluster_size: int | None = None,
+        compressed: bool | None = None,
+        offset: int | None = None,
+        missing: bool | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "index", index)
+        put(self, "virtual_size", virtual_size)
+        put(self, "name", name)
+        put(self, "cluster_size", cluster_size)
+        put(self, "format", format)
+        put(self, "compressed", compressed)
+        put(self, "offset", offset)
+        put(self, "missing", missing)
 
 
 class InfoSnapshot(Message):
@@ -2134,8 +2306,10 @@ MESSAGES: dict[str, type[Message]] = {
     "info-qcow2": InfoQcow2,
     "info-vhd": InfoVhd,
     "info-vhdx": InfoVhdx,
+    "info-vmdk": InfoVmdk,
     "info": Info,
     "info-parent-entry": InfoParentEntry,
+    "info-vmdk-extent": InfoVmdkExtent,
     "info-snapshot": InfoSnapshot,
     "info-bitmap": InfoBitmap,
     "info-reference": InfoReference,

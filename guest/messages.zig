@@ -399,6 +399,40 @@ pub const InfoVhdx = struct {
     parent_linkage: ?[]const u8 = null,
 };
 
+/// Facts of a VMDK image (VMware Virtual Disk Format 5.0). The first three keys are qemu-img's.
+pub const InfoVmdk = struct {
+    pub const message_name = "info-vmdk";
+
+    /// the descriptor's createType, or what the header says
+    create_type: []const u8,
+    /// content identifier; absent where there is no descriptor
+    cid: ?u64 = null,
+    /// 4294967295: no parent
+    parent_cid: ?u64 = null,
+    /// extents are of different kinds, for which qemu-img says neither cluster-size nor dirty-flag
+    mixed: ?bool = null,
+    /// how many info-vmdk-extent messages go with it
+    extents: u64,
+    /// extent lines that are passed over
+    extents_ignored: ?u64 = null,
+    /// of the header of a hosted sparse extent
+    version: ?u64 = null,
+    /// of that header, a bit mask
+    flags: ?u64 = null,
+    /// that header's mark of a writer that has not closed the image
+    unclean_shutdown: ?bool = null,
+    /// grain directory of the image's own extent
+    directory_offset: ?u64 = null,
+    redundant_directory_offset: ?u64 = null,
+    directory_entries: ?u64 = null,
+    /// of a grain table
+    table_entries: ?u64 = null,
+    /// from the disk database
+    adapter_type: ?[]const u8 = null,
+    /// from the disk database
+    hardware_version: ?[]const u8 = null,
+};
+
 /// What an image is. Keys that qemu-img prints have its names and meanings; an absent key is one that qemu-img omits.
 pub const Info = struct {
     pub const message_name = "info";
@@ -433,6 +467,8 @@ pub const Info = struct {
     luks: ?InfoLuks = null,
     /// facts of a VHDX image
     vhdx: ?InfoVhdx = null,
+    /// facts of a VMDK image
+    vmdk: ?InfoVmdk = null,
 };
 
 /// A key and its value from the parent locator of a differencing VHDX, in the order in which they lie.
@@ -442,6 +478,28 @@ pub const InfoParentEntry = struct {
     key: []const u8,
     /// cut at 3 KiB
     value: []const u8,
+};
+
+/// An extent of a VMDK image; keys are qemu-img's.
+pub const InfoVmdkExtent = struct {
+    pub const message_name = "info-vmdk-extent";
+
+    /// from 0, in the order of the disk
+    index: u64,
+    /// from the extent's own header where it was looked at, otherwise from the descriptor
+    virtual_size: u64,
+    /// as written in the descriptor; absent: the image itself
+    name: ?[]const u8 = null,
+    /// grain size; sparse extents whose file was looked at only
+    cluster_size: ?u64 = null,
+    /// the type in the descriptor, or empty
+    format: []const u8,
+    /// true, otherwise absent
+    compressed: ?bool = null,
+    /// flat extents: byte of the file where it begins
+    offset: ?u64 = null,
+    /// true where the file was not looked at, otherwise absent
+    missing: ?bool = null,
 };
 
 /// An internal snapshot; keys are qemu-img's.

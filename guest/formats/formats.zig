@@ -26,6 +26,7 @@ pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
 pub const vhdx = @import("vhdx/vhdx.zig");
 pub const qcow2 = @import("qcow2/qcow2.zig");
+pub const vmdk = @import("vmdk/vmdk.zig");
 pub const content = @import("content/content.zig");
 
 /// Every format.  The order breaks ties of equal probe scores; raw is last because it fits everything.
@@ -33,6 +34,7 @@ pub const drivers: []const image.Driver = &([_]image.Driver{
     qcow2.driver,
     vhd.driver,
     vhdx.driver,
+    vmdk.driver,
 } ++ recognised.drivers ++ [_]image.Driver{
     raw.driver,
 });
@@ -49,6 +51,7 @@ pub fn Registry(comptime purpose: Purpose) type {
                 kept[i] = driver;
                 if (purpose != .info and purpose != .measure and purpose != .map) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
+                if (purpose != .info) kept[i].read = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;
@@ -129,7 +132,7 @@ test "an operation has its own functions and no others" {
     try std.testing.expectEqualStrings("Unknown driver 'vhd'", diagnostic.message());
     try std.testing.expectEqual(error.Refused, refuse(context, "raw", .check));
     try std.testing.expectEqual(.no_checks, diagnostic.code);
-    try std.testing.expectEqual(error.Refused, refuse(context, "vmdk", .check));
+    try std.testing.expectEqual(error.Refused, refuse(context, "vdi", .check));
     try std.testing.expectEqual(.unsupported, diagnostic.code);
 }
 
@@ -145,5 +148,6 @@ test {
     _ = raw;
     _ = vhd;
     _ = vhdx;
+    _ = vmdk;
     _ = content;
 }

@@ -101,6 +101,8 @@ pub const Segment = struct {
     offset: ?u64 = null,
     /// Number of the device that `offset` counts in.
     device: u32 = 0,
+    /// A stored range that is a hole of its file and therefore of kind `zero`; qemu-img's map calls it data as well.
+    hole: bool = false,
     /// How far down the chain of backing files the answer was found; 0 is the image itself.
     depth: u32 = 0,
 };
@@ -178,6 +180,9 @@ pub const Driver = struct {
     probe: *const fn (probe: *const Probe) u8,
     /// Open for reading the virtual disk's structure.
     open: ?*const fn (context: Context, device: block.Device) block.Error!Image = null,
+    /// As `Image.read`, on the context of an image that `open` opened.  Apart from `open` so that only operations that
+    /// look at content carry its code.
+    read: ?*const fn (context: *anyopaque, start: u64, buffer: []u8) block.Error!void = null,
     /// Fill the `info` message; lists go to the sink first.
     info: ?*const fn (context: Context, device: block.Device, sink: Sink, report: *messages.Info) block.Error!void = null,
     /// Emit an `info-reference` for each file that the image names, with `index`; `info` says the same.

@@ -70,13 +70,15 @@ fn content(
     const open = driver.open orelse return;
     if (report.encrypted orelse false) return;
     if (report.qcow2) |qcow2| if (qcow2.data_file != null) return;
-    const kind = look(run, context, device, open) catch |reason| switch (reason) {
+    const kind = look(run, context, device, open, driver.read) catch |reason| switch (reason) {
         error.Refused => return run.emit(messages.InfoNote{ .code = "content-unreadable", .message = run.diagnostic.message() }),
         else => return reason,
     };
     if (report.recognised == null) report.recognised = kind;
 }
 
-fn look(run: *sdk.Run, context: formats.image.Context, device: block.Device, open: anytype) sdk.Error!?[]const u8 {
-    return formats.content.report(context, try open(context, device), device, run.sink());
+fn look(run: *sdk.Run, context: formats.image.Context, device: block.Device, open: anytype, read: anytype) sdk.Error!?[]const u8 {
+    var opened = try open(context, device);
+    if (opened.read == null) opened.read = read;
+    return formats.content.report(context, opened, device, run.sink());
 }

@@ -28,6 +28,7 @@ _INFO_TOP = frozenset(
         "backing-filename-format",
         "qcow2",
         "luks",
+        "vmdk",
     )
 )
 _QCOW2_TOP = (
@@ -40,6 +41,7 @@ _QCOW2_TOP = (
     "data-file",
     "data-file-raw",
 )
+_VMDK_TOP = ("cid", "parent-cid", "create-type")
 _SNAPSHOT_TOP = ("id", "name", "vm-state-size", "date-sec", "date-nsec", "vm-clock-sec", "vm-clock-nsec", "icount")
 _SECTOR = 512
 
@@ -59,6 +61,27 @@ def _luks(luks: InfoLuks) -> Json:
     return fields
 
 
+def _vmdk(report: InfoReport) -> Json:
+    from vmm.operations.info import extent_path
+
+    assert report.image.vmdk is not None
+    fields = report.image.vmdk.as_fields()
+    data: Json = {key: fields.get(key) for key in _VMDK_TOP}
+    data["extents"] = [
+        qemu_order(
+            {
+                "virtual-size": extent.virtual_size,
+                "filename": report.filename if extent.name is None else extent_path(report.filename, extent.name),
+                "cluster-size": extent.cluster_size,
+                "format": extent.format,
+                "compressed": extent.compressed,
+            }
+        )
+        for extent in report.extents
+    ]
+    return data
+
+
 def format_specific(report: InfoReport, version: tuple[int, int]) -> Json | None:
     """qemu-img's ``format-specific`` object; None for formats that have none."""
     image = report.image
@@ -67,6 +90,8 @@ def format_specific(report: InfoReport, version: tuple[int, int]) -> Json | None
         if version >= (9, 0):
             luks["detached-header"] = False
         return {"type": "luks", "data": qemu_order(luks)}
+    if image.vmdk is not None:
+        return {"type": "vmdk", "data": qemu_order(_vmdk(report))}
     if image.qcow2 is None:
         return None
     fields = image.qcow2.as_fields()
@@ -110,7 +135,7 @@ def info_json(report: InfoReport, version: tuple[int, int]) -> Json:
         "full-backing-filename": report.full_backing_filename,
         "backing-filename": image.backing_filename,
         "backing-filename-format": image.backing_filename_format,
-        "dirty-flag": image.dirty_flag,
+        "dirty-flag": None if image.vmdk is not None and image.vmdk.mixed else image.dirty_flag,
     }
     if report.snapshots:
         top["snapshots"] = [
@@ -128,6 +153,9 @@ def _info_own(report: InfoReport) -> Json:
     if report.image.qcow2 is not None:
         shown = (*_QCOW2_TOP, "encrypt-format", "encrypt-luks")
         own["qcow2"] = {key: value for key, value in report.image.qcow2.as_fields().items() if key not in shown}
+    if report.image.vmdk is not None:
+        own["vmdk"] = {key: value for key, value in report.image.vmdk.as_fields().items() if key not in _VMDK_TOP}
+        own["extents"] = [extent.as_fields() for extent in report.extents]
     own["references"] = [reference.as_fields() for reference in report.references]
     if report.partition_tables:
         partitions: dict[str, list[Json]] = {table.scheme: [] for table in report.partition_tables}

@@ -13,6 +13,7 @@ from calltable.messages import (
     InfoReference,
     InfoRequest,
     InfoSnapshot,
+    InfoVmdkExtent,
 )
 from vmm.errors import GuestFailedError
 from vmm.operations.files import InputFile
@@ -38,6 +39,7 @@ _LISTS = tuple(
         InfoFilesystem,
         InfoNote,
         InfoParentEntry,
+        InfoVmdkExtent,
     )
 )
 
@@ -62,6 +64,8 @@ class InfoReport:
     notes: tuple[InfoNote, ...] = ()
     #: What a VHDX's parent locator says, key by key.
     parent_entries: tuple[InfoParentEntry, ...] = ()
+    #: Of a VMDK image, in the order of the disk.
+    extents: tuple[InfoVmdkExtent, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -88,6 +92,11 @@ class InfoReport:
         """The backing file's name as seen from the image's directory, as qemu would resolve it."""
         name = self.image.backing_filename
         return None if name is None else combine_path(self.filename, name)
+
+
+def extent_path(base: str, name: str) -> str:
+    """The file of a VMDK extent as qemu names it: relative to the directory of its descriptor ``base``."""
+    return name if name.startswith("/") else base[: base.rfind("/") + 1] + name
 
 
 def combine_path(base: str, name: str) -> str:

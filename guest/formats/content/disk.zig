@@ -10,6 +10,8 @@ pub const Piece = struct { offset: u64, buffer: []u8 };
 pub const Disk = struct {
     image: image.Image,
     device: block.Device,
+    /// Number of `device`.
+    number: u32 = 0,
 
     pub fn size(self: Disk) u64 {
         return self.image.virtual_size;
@@ -18,7 +20,7 @@ pub const Disk = struct {
     /// Fill every piece, as far as possible in one exit.  What lies past the end of the disk, and what the image leaves
     /// unallocated, reads as zero.
     ///
-    /// Answers false when bytes are not to be had without decoding or another file (compressed, in a backing file).
+    /// Answers false when bytes are not to be had: in a backing file, or decoded where the image cannot do that.
     pub fn read(self: Disk, pieces: []const Piece) block.Error!bool {
         var batch: Batch = .{ .device = self.device };
         for (pieces) |piece| {
@@ -40,9 +42,12 @@ pub const Disk = struct {
                 .zero => {},
                 .unallocated => if (self.image.has_backing) return false,
                 .data => {
-                    const offset = segment.offset orelse return false;
-                    if (segment.compressed) return false;
-                    try batch.add(offset, piece.buffer[done..][0..length]);
+                    const out = piece.buffer[done..][0..length];
+                    // Only bytes of this very device are gathered.
+                    if (segment.compressed or segment.offset == null or segment.device != self.number) {
+                        const decode = self.image.read orelse return false;
+                        try decode(self.image.context, at, out);
+                    } else try batch.add(segment.offset.?, out);
                 },
             }
             done += length;

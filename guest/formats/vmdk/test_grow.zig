@@ -198,6 +198,8 @@ fn pieces(allocator: std.mem.Allocator, group: []const steps.Step) ![]const Piec
             var at = range.offset;
             while (at < range.offset + range.length) : (at += sector) try list.append(allocator, .{ .zero = .{ .offset = at, .length = sector } });
         },
+        // No plan of this format has such a step.
+        .fill => unreachable,
         .length => |length| try list.append(allocator, .{ .length = length }),
         .flush => unreachable,
     };
@@ -285,7 +287,7 @@ test "a grown disk is whole after a crash anywhere" {
         try testing.expect(try expectCrashSafe(run, planned, expected) > 4);
 
         var device = run.memory.device();
-        try steps.execute(planned.steps, &device);
+        try steps.execute(planned.steps, &device, testing.allocator, null);
         var line: [64]u8 = undefined;
         const size = try std.fmt.bufPrint(&line, "\nRW {d} SPARSE \"a.vmdk\"\n", .{case[1]});
         try testing.expect(std.mem.find(u8, run.file()[sector..][0..10_240], size) != null);
@@ -302,11 +304,11 @@ test "a descriptor that a crash left behind is written the next time" {
     const planned = try run.plan(.{ .size = 2_000_000 });
     var device = run.memory.device();
     // Without the descriptor and the flush behind it.
-    try steps.execute(planned.steps[0 .. planned.steps.len - 2], &device);
+    try steps.execute(planned.steps[0 .. planned.steps.len - 2], &device, testing.allocator, null);
     try testing.expectEqual(3907, get(u64, run.file(), header.capacity));
     const again = try run.plan(.{ .size = 0, .relative = "grow" });
     try testing.expectEqual(2, again.steps.len);
-    try steps.execute(again.steps, &device);
+    try steps.execute(again.steps, &device, testing.allocator, null);
     try testing.expect(std.mem.find(u8, run.file()[sector..][0..512], "RW 3907 SPARSE") != null);
     try testing.expect(std.mem.find(u8, run.file()[sector..][0..512], "cylinders = \"3\"") != null);
 }
@@ -323,7 +325,7 @@ test "growing in many small steps is growing" {
         const planned = try run.plan(.{ .size = more, .relative = "grow" });
         try testing.expectEqual(std.mem.alignForward(u64, size + more, sector), planned.new_size);
         size = planned.new_size;
-        try steps.execute(planned.steps, &device);
+        try steps.execute(planned.steps, &device, testing.allocator, null);
         try expectWhole(run.file(), planned, expected);
     }
     try testing.expect(size > 4096 * sector);
