@@ -145,7 +145,7 @@ const Walk = struct {
         const layout = &self.parts.layout;
         const at = self.entryOffset(index);
         const place: bat.Placed = .of(layout, index, value, self.parts.differencing);
-        const length = self.parts.device.length;
+        const length = format.lengthOf(self.parts.device);
         if (place.offset > std.math.maxInt(i64) - @as(u64, layout.block_size)) {
             try self.findings.put(.corruption, "BAT", "block {index} lies at byte {value}: offset overflow", .{ .offset = at, .index = number, .value = place.offset });
         }
