@@ -12,6 +12,9 @@ const Metadata = @import("metadata.zig").Metadata;
 const regions = @import("regions.zig");
 const refuse = @import("vhdx.zig").refuse;
 
+/// What qemu reads at once; the largest disk in the smallest blocks needs a quarter of it.
+const max_region = std.math.maxInt(i32) & ~@as(u32, 511);
+
 /// How the table is laid out.
 pub const Layout = struct {
     /// Byte offset of the table in the file.
@@ -43,8 +46,11 @@ pub const Layout = struct {
         if (entries > region.length / format.entry_size) {
             return refuse(diagnostic, .corrupt, "BAT", "the BAT region holds {value} entries, the disk needs {limit}", region.offset, region.length / format.entry_size, entries);
         }
+        if (region.length > max_region) {
+            return refuse(diagnostic, .too_large, "BAT", "a BAT region of {value} bytes, at most {limit}", region.offset, region.length, max_region);
+        }
         const end = region.offset +| entries * format.entry_size;
-        if (end > device.length) {
+        if (end > format.lengthOf(device)) {
             return refuse(diagnostic, .out_of_bounds, "BAT", "BAT at byte {offset} ends at byte {value}, file has {limit}", region.offset, end, device.length);
         }
         return .{
@@ -122,7 +128,7 @@ pub const Table = struct {
 
     fn load(self: *Table, index: u64) block.Error!void {
         const wanted: usize = @intCast(@min(self.window.len / format.entry_size, self.layout.entries - index));
-        try self.device.read(self.layout.offset + index * format.entry_size, self.window[0 .. wanted * format.entry_size]);
+        try self.device.readPadded(self.layout.offset + index * format.entry_size, self.window[0 .. wanted * format.entry_size]);
         self.first = index;
         self.count = wanted;
     }
@@ -160,7 +166,8 @@ pub const Table = struct {
             return refuse(diagnostic, .out_of_bounds, "BAT", "VHDX BAT entry at byte {offset} offset overflow: {value}", at, place.offset, none);
         }
         const needed = place.offset +| place.needed;
-        if (place.offset >= self.device.length or needed > self.device.length) {
+        const length = format.lengthOf(self.device);
+        if (place.offset >= length or needed > length) {
             return refuse(diagnostic, .out_of_bounds, "BAT", "The image has been truncated: the block of the BAT entry at byte {offset} ends at byte {value}, file has {limit}", at, needed, self.device.length);
         }
         if (known.overlapping(place.offset, place.offset + place.length)) |other| {

@@ -21,33 +21,55 @@ const Units = struct {
     bits: []u8,
     count: u64,
 
-    /// Files up to 512 TiB: 64 MiB of memory.
+    /// 512 TiB: 64 MiB of memory.
     const most: u64 = 512 << 20;
 
-    fn init(context: image.Context, length: u64) block.Error!?Units {
-        const count = std.math.divCeil(u64, length, format.mib) catch unreachable;
+    /// For the bytes up to `end`; null when those are too many.
+    fn init(context: image.Context, end: u64) block.Error!?Units {
+        const count = unitsOf(end);
         if (count > most) return null;
         const bits = context.allocator.alloc(u8, @intCast(count / 8 + 1)) catch return error.NoMemory;
         @memset(bits, 0);
         return .{ .bits = bits, .count = count };
     }
 
-    /// Mark [start, end) as far as it lies in the file; whether something was marked already.
+    fn unitsOf(bytes: u64) u64 {
+        return std.math.divCeil(u64, bytes, format.mib) catch unreachable;
+    }
+
+    /// Mark [start, end) up to the first MiB that is marked already; whether there is one.  So all calls together take
+    /// no more steps than there are MiB and calls.
     fn mark(self: *Units, start: u64, end: u64) bool {
-        var taken = false;
+        const stop = @min(self.count, unitsOf(end));
         var unit = start / format.mib;
-        const stop = @min(self.count, (std.math.divCeil(u64, end, format.mib) catch unreachable));
         while (unit < stop) : (unit += 1) {
-            const mask = @as(u8, 1) << @intCast(unit % 8);
-            const byte = &self.bits[@intCast(unit / 8)];
-            taken = taken or byte.* & mask != 0;
-            byte.* |= mask;
+            if (self.isMarked(unit)) return true;
+            self.bits[@intCast(unit / 8)] |= @as(u8, 1) << @intCast(unit % 8);
         }
-        return taken;
+        return false;
     }
 
     fn isMarked(self: *const Units, unit: u64) bool {
         return self.bits[@intCast(unit / 8)] >> @intCast(unit % 8) & 1 != 0;
+    }
+
+    /// How many are not marked, and the first of them.
+    fn unmarked(self: *const Units) struct { count: u64, first: ?u64 } {
+        var count: u64 = 0;
+        var first: ?u64 = null;
+        var unit: u64 = 0;
+        while (unit < self.count) {
+            if (unit % 8 == 0 and self.bits[@intCast(unit / 8)] == 0xff) {
+                unit += 8;
+                continue;
+            }
+            if (!self.isMarked(unit)) {
+                count += 1;
+                first = first orelse unit;
+            }
+            unit += 1;
+        }
+        return .{ .count = count, .first = first };
     }
 };
 
@@ -56,12 +78,14 @@ pub fn check(context: image.Context, findings: *Findings, parts: Parts, report: 
         .findings = findings,
         .parts = parts,
         .table = try .init(context, parts.device, parts.layout),
-        .units = try .init(context, parts.device.length),
+        .units = null,
     };
+    const end = try walk.end();
+    walk.units = try .init(context, end);
     if (walk.units) |*units| {
         _ = units.mark(0, format.header_section);
         for (parts.known.ranges) |range| _ = units.mark(range.start, range.end);
-    } else try findings.put(.check_error, "file", "a file of {value} bytes is too long to look for overlaps, at most {expected}", .{ .value = parts.device.length, .expected = Units.most * format.mib });
+    } else try findings.put(.check_error, "file", "blocks up to byte {value} are too far apart to look for overlaps, at most {expected}", .{ .value = end, .expected = Units.most * format.mib });
 
     for (0..@intCast(parts.layout.entries)) |index| {
         context.tick(index / 4096, parts.layout.entries / 4096);
@@ -95,6 +119,17 @@ const Walk = struct {
             self.number += 1;
         }
     };
+
+    /// The first byte behind everything that lies in the file.
+    fn end(self: *Walk) block.Error!u64 {
+        var last: u64 = format.header_section;
+        for (self.parts.known.ranges) |range| last = @max(last, range.end);
+        for (0..@intCast(self.parts.layout.entries)) |index| {
+            const value = try self.table.entry(index);
+            if (value & format.state_mask != 0) last = @max(last, bat.offsetOf(value) +| self.parts.layout.block_size);
+        }
+        return @min(last, format.lengthOf(self.parts.device));
+    }
 
     fn entryOffset(self: *const Walk, index: u64) u64 {
         return self.parts.layout.offset + index * format.entry_size;
@@ -145,7 +180,7 @@ const Walk = struct {
         const layout = &self.parts.layout;
         const at = self.entryOffset(index);
         const place: bat.Placed = .of(layout, index, value, self.parts.differencing);
-        const length = self.parts.device.length;
+        const length = format.lengthOf(self.parts.device);
         if (place.offset > std.math.maxInt(i64) - @as(u64, layout.block_size)) {
             try self.findings.put(.corruption, "BAT", "block {index} lies at byte {value}: offset overflow", .{ .offset = at, .index = number, .value = place.offset });
         }
@@ -155,15 +190,15 @@ const Walk = struct {
             // qemu forgives the last block of a disk larger than a chunk.
             try self.findings.put(.corruption, "BAT", "block {index} ends at byte {value}, file has {expected}", .{ .offset = at, .index = number, .value = place.offset +| layout.bytesOf(number), .expected = length });
         }
-        const end = place.offset +| place.length;
-        if (self.parts.known.overlapping(place.offset, end)) |other| {
+        const stop = place.offset +| place.length;
+        if (self.parts.known.overlapping(place.offset, stop)) |other| {
             try self.findings.put(.corruption, "BAT", "block {index} at byte {value} overlaps the log or region at byte {expected}", .{ .offset = at, .index = number, .value = place.offset, .expected = other.start });
             return;
         }
         if (place.offset < format.header_section) {
             return self.findings.put(.corruption, "BAT", "block {index} lies at byte {value}, in the header section", .{ .offset = at, .index = number, .value = place.offset });
         }
-        if (self.units) |*units| if (units.mark(place.offset, end)) {
+        if (self.units) |*units| if (units.mark(place.offset, stop)) {
             try self.findings.put(.corruption, "BAT", "block {index} at byte {value} overlaps another block", .{ .offset = at, .index = number, .value = place.offset });
         };
     }
@@ -173,14 +208,11 @@ const Walk = struct {
         if (self.old_unmapped.number > 0) try self.findings.put(.note, "BAT", "{value} blocks are unmapped in the way of version 0.95 of the format, the first by the entry at byte {offset}", .{ .offset = self.old_unmapped.first, .value = self.old_unmapped.number });
         if (self.stray_bitmaps.number > 0) try self.findings.put(.note, "BAT", "{value} BAT entries of sector bitmap blocks are not zero although the disk has no parent, the first at byte {offset}", .{ .offset = self.stray_bitmaps.first, .value = self.stray_bitmaps.number });
         const units = self.units orelse return;
-        var unused: u64 = 0;
-        var first: u64 = 0;
-        for (0..@intCast(units.count)) |unit| {
-            if (units.isMarked(unit)) continue;
-            if (unused == 0) first = unit;
-            unused += 1;
-        }
-        if (unused > 0) try self.findings.put(.note, "file", "{value} bytes of the file belong to nothing, the first of them at byte {offset}", .{ .offset = first * format.mib, .value = unused * format.mib });
+        const gaps = units.unmarked();
+        const tail = self.parts.device.length -| units.count * format.mib;
+        const first = gaps.first orelse units.count;
+        const bytes = gaps.count * format.mib + tail;
+        if (bytes > 0) try self.findings.put(.note, "file", "{value} bytes of the file belong to nothing, the first of them at byte {offset}", .{ .offset = first * format.mib, .value = bytes });
     }
 
     /// Each chunk with a partially present block has its bitmap block.
@@ -189,8 +221,8 @@ const Walk = struct {
         var number: u64 = 0;
         while (number < layout.blocks) {
             const chunk = number / layout.chunk_ratio;
-            const end = @min((chunk + 1) * layout.chunk_ratio, layout.blocks);
-            const partial = while (number < end) : (number += 1) {
+            const stop = @min((chunk + 1) * layout.chunk_ratio, layout.blocks);
+            const partial = while (number < stop) : (number += 1) {
                 if (format.State.of(try self.table.entry(layout.payloadEntry(number))) == .partially_present) break number;
             } else null;
             if (partial) |one| {
@@ -199,7 +231,7 @@ const Walk = struct {
                     try self.findings.put(.corruption, "BAT", "block {index} is partially present, but the sector bitmap block of its chunk is not", .{ .offset = self.entryOffset(index), .index = one });
                 }
             }
-            number = end;
+            number = stop;
         }
     }
 };

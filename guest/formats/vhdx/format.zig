@@ -4,6 +4,7 @@
 //! its first three groups swapped.
 
 const std = @import("std");
+const block = @import("block");
 
 pub const kib = 1 << 10;
 pub const mib = 1 << 20;
@@ -142,6 +143,11 @@ pub fn checksumIsRight(bytes: []const u8) bool {
 /// A little endian number at byte `at`.
 pub fn int(comptime T: type, bytes: []const u8, at: usize) T {
     return std.mem.readInt(T, bytes[at..][0..@sizeOf(T)], .little);
+}
+
+/// Bytes of a file as qemu counts: a last sector of 512 bytes that is not whole is filled up with zeros.
+pub fn lengthOf(device: block.Device) u64 {
+    return std.mem.alignForward(u64, device.length, 512);
 }
 
 /// Whether the 16 bytes at `at` are `guid`.

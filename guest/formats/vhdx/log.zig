@@ -69,7 +69,7 @@ pub fn load(context: image.Context, device: block.Device, header: *const Header)
         return log;
     };
     const head = sequence.head;
-    if (head.flushedFileOffset() > device.length) {
+    if (head.flushedFileOffset() > format.lengthOf(device)) {
         return refuse(diagnostic, .out_of_bounds, "log", "The image has been truncated: its log was written when it had {value} bytes, file has {limit}", offset, head.flushedFileOffset(), device.length);
     }
     if (head.lastFileOffset() > std.math.maxInt(i64)) {

@@ -172,6 +172,12 @@ pub const Metadata = struct {
         for (self.entries[0..@intFromEnum(Item.parent_locator)], 0..) |entry, index| {
             if (entry == null) return refuse(diagnostic, .corrupt, "metadata table", "known metadata item {value} of {limit} is missing", at, index, Item.count - 1);
         }
+        for (self.entries[0..@intFromEnum(Item.parent_locator)], 0..) |entry, index| {
+            const item: Item = @enumFromInt(index);
+            const end = @as(u64, entry.?.offset()) + item.size().?;
+            if (entry.?.offset() >= format.metadata_table_size and end <= region.length) continue;
+            return refuse(diagnostic, .out_of_bounds, "metadata table", "a known metadata item ends at byte {value} of its region, outside of the room for items from 65536 to {limit}", at, end, region.length);
+        }
         const parameters = try self.value(device, .file_parameters);
         self.block_size = @truncate(parameters);
         self.parameters = @truncate(parameters >> 32);
