@@ -22,6 +22,8 @@ pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
 pub const qcow2 = @import("qcow2/qcow2.zig");
 pub const content = @import("content/content.zig");
+/// Images with what stands behind them.
+pub const Chain = @import("chain.zig").Chain;
 
 /// Every format.  The order breaks ties of equal probe scores; raw is last because it fits everything.
 pub const drivers: []const image.Driver = &([_]image.Driver{
@@ -41,7 +43,7 @@ pub fn Registry(comptime purpose: Purpose) type {
             var kept: [all.len]image.Driver = undefined;
             for (all, 0..) |driver, i| {
                 kept[i] = driver;
-                if (purpose != .info and purpose != .measure and purpose != .map) kept[i].open = null;
+                if (purpose == .resize or purpose == .references) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
@@ -64,6 +66,11 @@ pub fn Registry(comptime purpose: Purpose) type {
         /// `detect` on bytes that were read before.
         pub fn choose(probe: *const image.Probe) *const image.Driver {
             return &@This().drivers[detection.best(@This().drivers, probe)];
+        }
+
+        /// Refuse because a driver lacks what this registry is for.
+        pub fn refuse(context: image.Context, name: []const u8) error{Refused} {
+            return @import("formats.zig").refuse(context, name, purpose);
         }
 
         /// The format that `-f` names.
@@ -116,7 +123,7 @@ test "an operation has its own functions and no others" {
     var diagnostic: block.Diagnostic = .{};
     const context: image.Context = .{ .allocator = std.testing.allocator, .diagnostic = &diagnostic };
     const checker = try Registry(.check).byName(context, "vpc");
-    try std.testing.expect(checker.check != null and checker.info == null and checker.open == null);
+    try std.testing.expect(checker.check != null and checker.info == null);
     const measurer = try Registry(.measure).byName(context, "vpc");
     try std.testing.expect(measurer.check == null and measurer.info == null and measurer.open != null);
     try std.testing.expectError(error.Refused, Registry(.info).byName(context, "vhd"));
@@ -137,4 +144,5 @@ test {
     _ = raw;
     _ = vhd;
     _ = content;
+    _ = @import("test_chain.zig");
 }

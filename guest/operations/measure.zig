@@ -39,11 +39,11 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
 
 fn open(run: *sdk.Run, request: messages.MeasureRequest) sdk.Error!targets.Source {
     if (request.size) |size| return .{ .size = size };
-    const context = run.context();
+    var context = run.context();
+    context.files = run.files(request.files);
     const device = try run.device(0);
     const driver = if (request.format) |name| try registry.byName(context, name) else try registry.detect(context, device);
-    const opener = driver.open orelse return formats.refuse(context, driver.name, .measure);
-    watched = .{ .inner = try opener(context, device) };
+    watched = .{ .inner = try formats.Chain(registry).open(context, device, driver) };
     var image = watched.inner;
     image.context = &watched;
     image.segment_at = Watched.segmentAt;
