@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
+    from calltable.messages import ChainFile
     from vmm.boundary import DeviceSpec
     from vmm.operations.chain import Chain, FollowedFile
     from vmm.operations.files import InputFile
@@ -27,9 +28,9 @@ class Alone:
         """The image's."""
         return (self._image.device(),)
 
-    def files(self) -> None:
+    def files(self) -> tuple[ChainFile, ...] | None:
         """Nothing for the request."""
-        return
+        return None
 
     def names(self) -> tuple[str, ...]:
         """The image's, for errors."""
@@ -39,9 +40,9 @@ class Alone:
         """None of them."""
         return ()
 
-    def behind(self, number: int) -> None:
+    def behind(self, _number: int) -> int | None:
         """Nothing that is known."""
-        return
+        return None
 
     def __enter__(self) -> Self:
         return self
