@@ -57,6 +57,7 @@ class Guest:
                 if (number, kind, int(index)) in given and not self._repeats:
                     continue
                 owner = number if self._owner is None else self._owner
+                named = kind if self._kind is None else self._kind
                 on_message(ChainReference(owner=owner, kind=named, index=int(index), name=name, format=None))
         return References(files=len(devices))
 
