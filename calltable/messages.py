@@ -2131,6 +2131,108 @@ class Measure(Message):
         put(self, "format", format)
 
 
+class ReferencesRequest(Message):
+    """Name what the image on device 0, and the files behind it that are there, refer to.
+
+    ``format``: driver name of device 0; absent: detection decides
+
+    ``files``: the files that are there, one for each further device
+
+    ``qemu-version``: as in info-request
+    """
+
+    __slots__ = ("format", "files", "qemu_version")
+    NAME = "references-request"
+    FIELDS = (
+        Field("format", "format", "text", True, False, None),
+        Field("files", "files", "message", False, True, ChainFile),
+        Field("qemu-version", "qemu_version", "text", True, False, None),
+    )
+    format: str | None
+    files: tuple[ChainFile, ...]
+    qemu_version: str | None
+
+    def __init__(
+        self,
+        *,
+        files: tuple[ChainFile, ...],
+        format: str | None = None,
+        qemu_version: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "format", format)
+        put(self, "files", files)
+        put(self, "qemu_version", qemu_version)
+
+
+class ChainReference(Message):
+    """A reference that no file of the request stands for. Names of one owner, kind and index are alternatives, the first one that can be had counts.
+
+    ``owner``: number of the device whose image names it
+
+    ``kind``: as in info-reference
+
+    ``index``: which one of its kind
+
+    ``name``: decoded to UTF-8; hostile
+
+    ``format``: driver name where the image states it
+    """
+
+    __slots__ = ("owner", "kind", "index", "name", "format")
+    NAME = "chain-reference"
+    FIELDS = (
+        Field("owner", "owner", "uint", False, False, None),
+        Field("kind", "kind", "text", False, False, None),
+        Field("index", "index", "uint", False, False, None),
+        Field("name", "name", "text", False, False, None),
+        Field("format", "format", "text", True, False, None),
+    )
+    owner: int
+    kind: str
+    index: int
+    name: str
+    format: str | None
+
+    def __init__(
+        self,
+        *,
+        owner: int,
+        kind: str,
+        index: int,
+        name: str,
+        format: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "owner", owner)
+        put(self, "kind", kind)
+        put(self, "index", index)
+        put(self, "name", name)
+        put(self, "format", format)
+
+
+class References(Message):
+    """The end: everything that is lacking has been named.
+
+    ``files``: how many files were looked at
+    """
+
+    __slots__ = ("files",)
+    NAME = "references"
+    FIELDS = (
+        Field("files", "files", "uint", False, False, None),
+    )
+    files: int
+
+    def __init__(
+        self,
+        *,
+        files: int,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "files", files)
+
+
 class InfoRequest(Message):
     """Describe the image on device 0.
 
@@ -2141,20 +2243,24 @@ class InfoRequest(Message):
     ``files``: the other files of the image; absent: references are not followed
 
     ``passphrase``: unlocks an encrypted image, to tell what lies inside
+
+    ``image``: number of the device to describe instead, one of the files; absent: 0
     """
 
-    __slots__ = ("format", "qemu_version", "files", "passphrase")
+    __slots__ = ("format", "qemu_version", "files", "passphrase", "image")
     NAME = "info-request"
     FIELDS = (
         Field("format", "format", "text", True, False, None),
         Field("qemu-version", "qemu_version", "text", True, False, None),
         Field("files", "files", "message", True, True, ChainFile),
         Field("passphrase", "passphrase", "bytes", True, False, None),
+        Field("image", "image", "uint", True, False, None),
     )
     format: str | None
     qemu_version: str | None
     files: tuple[ChainFile, ...] | None
     passphrase: bytes | None
+    image: int | None
 
     def __init__(
         self,
@@ -2163,12 +2269,14 @@ class InfoRequest(Message):
         qemu_version: str | None = None,
         files: tuple[ChainFile, ...] | None = None,
         passphrase: bytes | None = None,
+        image: int | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
         put(self, "qemu_version", qemu_version)
         put(self, "files", files)
         put(self, "passphrase", passphrase)
+        put(self, "image", image)
 
 
 class CheckRequest(Message):
@@ -2323,6 +2431,9 @@ MESSAGES: dict[str, type[Message]] = {
     "map": Map,
     "measure-request": MeasureRequest,
     "measure": Measure,
+    "references-request": ReferencesRequest,
+    "chain-reference": ChainReference,
+    "references": References,
     "info-request": InfoRequest,
     "check-request": CheckRequest,
     "resize-request": ResizeRequest,

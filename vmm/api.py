@@ -17,7 +17,7 @@ from vmm.record import dataclass, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
     from typing import Any, Literal, Self, overload
 
@@ -48,6 +48,11 @@ class ForeignAnswer:
     #: The status it ended with; 0 is success.
     status: int
     messages: tuple[ForeignMessage, ...]
+
+
+def _directories(paths: Iterable[Path]) -> tuple[str, ...]:
+    """Paths as text; a single one is no list of its letters."""
+    return tuple(map(os.fsdecode, (paths,) if isinstance(paths, (str, bytes, os.PathLike)) else paths))
 
 
 class Machine:
@@ -107,12 +112,22 @@ class Machine:
         *,
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         qemu_version: str = DEFAULT_QEMU_VERSION,
+        chain: bool = False,
+        allow_dirs: Iterable[Path] = (),
+        backing_chain: bool = False,
     ) -> InfoReport:
         """What an image is, and what it refers to.  See :func:`vmm.operations.info.info`."""
         from vmm.operations.info import info as run
 
         return run(
-            self._session, os.fsdecode(path), format=format, qemu_version=qemu_version, follow_symlinks=self._follow
+            self._session,
+            os.fsdecode(path),
+            format=format,
+            qemu_version=qemu_version,
+            follow_symlinks=self._follow,
+            chain=chain,
+            allow_dirs=_directories(allow_dirs),
+            backing_chain=backing_chain,
         )
 
     def measure(
@@ -122,6 +137,8 @@ class Machine:
         target: str = "raw",
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         size: int | str | None = None,
+        chain: bool = False,
+        allow_dirs: Iterable[Path] = (),
         **options: OptionValue,
     ) -> MeasureReport:
         """How large the file of a conversion would be, in bytes.  See :func:`vmm.operations.measure.measure`.
@@ -138,13 +155,29 @@ class Machine:
             size=size,
             options=options,
             follow_symlinks=self._follow,
+            chain=chain,
+            allow_dirs=_directories(allow_dirs),
         )
 
-    def check(self, path: Path, *, format: str | None = None) -> CheckReport:  # noqa: A002
+    def check(
+        self,
+        path: Path,
+        *,
+        format: str | None = None,  # noqa: A002  (qemu-img's word)
+        chain: bool = False,
+        allow_dirs: Iterable[Path] = (),
+    ) -> CheckReport:
         """Whether an image is consistent.  See :func:`vmm.operations.check.check`."""
         from vmm.operations.check import check as run
 
-        return run(self._session, os.fsdecode(path), format=format, follow_symlinks=self._follow)
+        return run(
+            self._session,
+            os.fsdecode(path),
+            format=format,
+            follow_symlinks=self._follow,
+            chain=chain,
+            allow_dirs=_directories(allow_dirs),
+        )
 
     def create(
         self,
@@ -267,16 +300,28 @@ def info(
     *,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     qemu_version: str = DEFAULT_QEMU_VERSION,
+    chain: bool = False,
+    allow_dirs: Iterable[Path] = (),
+    backing_chain: bool = False,
     timeout: float | None = None,
     limits: Limits | None = None,
 ) -> InfoReport:
     """What an image is, and what it refers to, from a machine of its own.
 
+    :param chain: follow the files that the image names, below its own directory and ``allow_dirs``.
+    :param backing_chain: follow, and report on every image behind this one as well.
     :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
-        return machine.info(path, format=format, qemu_version=qemu_version)
+        return machine.info(
+            path,
+            format=format,
+            qemu_version=qemu_version,
+            chain=chain,
+            allow_dirs=allow_dirs,
+            backing_chain=backing_chain,
+        )
 
 
 def measure(
@@ -285,34 +330,42 @@ def measure(
     target: str = "raw",
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     size: int | str | None = None,
+    chain: bool = False,
+    allow_dirs: Iterable[Path] = (),
     timeout: float | None = None,
     limits: Limits | None = None,
     **options: OptionValue,
 ) -> MeasureReport:
     """How large the file of a conversion would be, in bytes, from a machine of its own.
 
+    :param chain: follow the files that the image names, below its own directory and ``allow_dirs``.
     :param size: bytes, or text such as ``10G``: of an empty disk, instead of ``path``.
     :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
-        return machine.measure(path, target=target, format=format, size=size, **options)
+        return machine.measure(
+            path, target=target, format=format, size=size, chain=chain, allow_dirs=allow_dirs, **options
+        )
 
 
 def check(
     path: Path,
     *,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
+    chain: bool = False,
+    allow_dirs: Iterable[Path] = (),
     timeout: float | None = None,
     limits: Limits | None = None,
 ) -> CheckReport:
     """Whether an image is consistent, from a machine of its own.
 
+    :param chain: follow the files that the image names, below its own directory and ``allow_dirs``.
     :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
-        return machine.check(path, format=format)
+        return machine.check(path, format=format, chain=chain, allow_dirs=allow_dirs)
 
 
 def create(

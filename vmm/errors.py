@@ -114,6 +114,15 @@ class NoChecksError(RefusedError):
     exit_status = EXIT_NO_CHECKS
 
 
+class ReferenceRefusedError(RefusedError):
+    """A file that an image names is not followed.
+
+    ``reason`` is ``not-opened`` whether it is missing, forbidden, outside the allowed directories or no regular file:
+    an image is not to learn which files there are.  The other reasons are about files that were opened: ``loop``,
+    ``too-deep``, ``too-many``.
+    """
+
+
 class GuestFailedError(VmmError):
     """The guest panicked, faulted or broke the contract: a bug of the operation, contained."""
 

@@ -140,6 +140,8 @@ pub const Diagnostic = struct {
     offset: ?u64 = null,
     value: ?u64 = null,
     limit: ?u64 = null,
+    /// Number of the device whose content was refused, where it is not the first one's.
+    device: ?u64 = null,
     text: [384]u8 = undefined,
     text_length: usize = 0,
 
@@ -162,6 +164,7 @@ pub const Diagnostic = struct {
         self.offset = null;
         self.value = null;
         self.limit = null;
+        self.device = null;
         self.text_length = 0;
     }
 

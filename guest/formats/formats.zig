@@ -28,6 +28,8 @@ pub const vhdx = @import("vhdx/vhdx.zig");
 pub const qcow2 = @import("qcow2/qcow2.zig");
 pub const vmdk = @import("vmdk/vmdk.zig");
 pub const content = @import("content/content.zig");
+/// Images with what stands behind them.
+pub const Chain = @import("chain.zig").Chain;
 
 /// Every format.  The order breaks ties of equal probe scores; raw is last because it fits everything.
 pub const drivers: []const image.Driver = &([_]image.Driver{
@@ -49,7 +51,7 @@ pub fn Registry(comptime purpose: Purpose) type {
             var kept: [all.len]image.Driver = undefined;
             for (all, 0..) |driver, i| {
                 kept[i] = driver;
-                if (purpose != .info and purpose != .measure and purpose != .map) kept[i].open = null;
+                if (purpose == .resize or purpose == .references) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
                 if (purpose != .info) kept[i].read = null;
                 if (purpose != .check) kept[i].check = null;
@@ -73,6 +75,11 @@ pub fn Registry(comptime purpose: Purpose) type {
         /// `detect` on bytes that were read before.
         pub fn choose(probe: *const image.Probe) *const image.Driver {
             return &@This().drivers[detection.best(@This().drivers, probe)];
+        }
+
+        /// Refuse because a driver lacks what this registry is for.
+        pub fn refuse(context: image.Context, name: []const u8) error{Refused} {
+            return @import("formats.zig").refuse(context, name, purpose);
         }
 
         /// The format that `-f` names.
@@ -125,7 +132,7 @@ test "an operation has its own functions and no others" {
     var diagnostic: block.Diagnostic = .{};
     const context: image.Context = .{ .allocator = std.testing.allocator, .diagnostic = &diagnostic };
     const checker = try Registry(.check).byName(context, "vpc");
-    try std.testing.expect(checker.check != null and checker.info == null and checker.open == null);
+    try std.testing.expect(checker.check != null and checker.info == null);
     const measurer = try Registry(.measure).byName(context, "vpc");
     try std.testing.expect(measurer.check == null and measurer.info == null and measurer.open != null);
     try std.testing.expectError(error.Refused, Registry(.info).byName(context, "vhd"));
@@ -150,4 +157,5 @@ test {
     _ = vhdx;
     _ = vmdk;
     _ = content;
+    _ = @import("test_chain.zig");
 }

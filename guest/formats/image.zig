@@ -17,6 +17,8 @@ pub const Context = struct {
     number: u32 = 0,
     /// The other files of the image; null when references are not followed (without `--chain`).
     files: ?Files = null,
+    /// Whether disks are wanted as qemu's `measure` and `map` have them (`Image.asQemuSees`).
+    as_qemu_sees: bool = false,
     /// What unlocks an encrypted payload, as the user gave it; null: it stays locked.
     passphrase: ?[]const u8 = null,
 
@@ -25,6 +27,12 @@ pub const Context = struct {
     pub fn reference(self: Context, kind: ReferenceKind, index: u32) block.DeviceError!?Given {
         const files = self.files orelse return null;
         return files.find(files.context, self.number, kind, index);
+    }
+
+    /// The device that `Segment.device` of the image being opened says; `error.NoDevice` when there is none.
+    pub fn deviceAt(self: Context, number: u32) block.DeviceError!block.Device {
+        const files = self.files orelse return error.NoDevice;
+        return files.device(files.context, number);
     }
 
     /// This context for opening the file on another device.
@@ -77,6 +85,8 @@ pub const Given = struct {
 pub const Files = struct {
     context: *anyopaque,
     find: *const fn (context: *anyopaque, owner: u32, kind: ReferenceKind, index: u32) block.DeviceError!?Given,
+    /// By number, 0 being the first image of all.
+    device: *const fn (context: *anyopaque, number: u32) block.DeviceError!block.Device,
 };
 
 /// How a range of the virtual disk is stored.
@@ -99,12 +109,15 @@ pub const Segment = struct {
     compressed: bool = false,
     /// Where the first byte lies in the device, when the run is contiguous there.
     offset: ?u64 = null,
-    /// Number of the device that `offset` counts in.
+    /// Number of the device that `offset` counts in; 0 stands for the image's own file, whatever its number.
     device: u32 = 0,
     /// A stored range that is a hole of its file and therefore of kind `zero`; qemu-img's map calls it data as well.
     hole: bool = false,
     /// How far down the chain of backing files the answer was found; 0 is the image itself.
     depth: u32 = 0,
+
+    /// `device` of what lies in a file that was not given.
+    pub const elsewhere = std.math.maxInt(u32);
 };
 
 /// A persistent dirty bitmap, as far as its size matters.

@@ -23,8 +23,11 @@ const Status = struct {
 pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.CheckRequest);
     const device = try run.device(0);
-    const driver = if (request.format) |name| try registry.byName(run.context(), name) else try registry.detect(run.context(), device);
-    const check = driver.check orelse return formats.refuse(run.context(), driver.name, .check);
+    var context = run.context();
+    context.files = run.files(request.files);
+    const driver = if (request.format) |name| try registry.byName(context, name) else try registry.detect(context, device);
+    const check = driver.check orelse return formats.refuse(context, driver.name, .check);
+    try formats.Chain(registry).openBehind(context);
     var report: messages.Check = .{
         .format = driver.name,
         .file_length = device.length,
@@ -33,7 +36,6 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
         .leaks = 0,
         .findings_omitted = 0,
     };
-    var context = run.context();
     context.progress = sdk.table.progress;
     try check(context, device, run.sink(), &report);
     try run.emit(report);

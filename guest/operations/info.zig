@@ -1,6 +1,5 @@
 //! `info`: what an image is, what it refers to, and what lies on its disk.
 
-const std = @import("std");
 const sdk = @import("sdk");
 const block = @import("block");
 const formats = @import("formats");
@@ -16,17 +15,22 @@ const registry = formats.Registry(.info);
 
 pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.InfoRequest);
-    const device = try run.device(0);
     var context = run.context();
-    if (request.qemu_version) |version| {
-        const major = block.search.until(version, '.');
-        context.qemu_major = std.fmt.parseInt(u16, major, 10) catch
-            return run.diagnostic.refuse(.invalid_option, .{}, "'{s}' is no qemu version", .{version[0..@min(version.len, 64)]});
-    }
+    context.files = run.files(request.files);
+    var format = request.format;
+    if (request.image) |number| if (number > 0) {
+        const files = request.files orelse &.{};
+        if (number > files.len) return run.diagnostic.refuse(.invalid_option, .{ .value = number, .limit = files.len }, "there is no image {d} among {d} files", .{ number, files.len });
+        context.number = @intCast(number);
+        format = files[@intCast(number - 1)].format;
+        run.diagnostic.device = number;
+    };
+    const device = try run.device(context.number);
+    try run.answerAs(request.qemu_version, &context);
 
     var probed: formats.detection.Probed = .{};
     try probed.read(device);
-    const driver = if (request.format) |name| try registry.byName(context, name) else registry.choose(&probed.probe);
+    const driver = if (format) |name| try registry.byName(context, name) else registry.choose(&probed.probe);
     const fill = driver.info orelse return formats.refuse(context, driver.name, .info);
     var report: messages.Info = .{
         .format = driver.name,
@@ -35,7 +39,7 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
         .dirty_flag = false,
     };
     try fill(context, device, run.sink(), &report);
-    try otherFormats(run, &probed.probe, driver, request.format == null);
+    try otherFormats(run, &probed.probe, driver, format == null);
     try content(run, context, device, driver, &report);
     try run.emitLarge(report);
 }
@@ -59,7 +63,8 @@ fn otherFormats(run: *sdk.Run, probe: *const formats.image.Probe, chosen: *const
     }
 }
 
-/// What lies on the disk, where its bytes are in this file.  An image whose tables are damaged still has an answer.
+/// What lies on the disk, where its bytes are in files that are there.  An image whose tables are damaged still has an
+/// answer.
 fn content(
     run: *sdk.Run,
     context: formats.image.Context,
@@ -67,18 +72,16 @@ fn content(
     driver: *const formats.image.Driver,
     report: *messages.Info,
 ) sdk.Error!void {
-    const open = driver.open orelse return;
-    if (report.encrypted orelse false) return;
-    if (report.qcow2) |qcow2| if (qcow2.data_file != null) return;
-    const kind = look(run, context, device, open, driver.read) catch |reason| switch (reason) {
+    if (driver.open == null or report.encrypted orelse false) return;
+    if (report.qcow2) |qcow2| if (qcow2.data_file != null and context.files == null) return;
+    const kind = look(run, context, device, driver) catch |reason| switch (reason) {
         error.Refused => return run.emit(messages.InfoNote{ .code = "content-unreadable", .message = run.diagnostic.message() }),
         else => return reason,
     };
     if (report.recognised == null) report.recognised = kind;
 }
 
-fn look(run: *sdk.Run, context: formats.image.Context, device: block.Device, open: anytype, read: anytype) sdk.Error!?[]const u8 {
-    var opened = try open(context, device);
-    if (opened.read == null) opened.read = read;
+fn look(run: *sdk.Run, context: formats.image.Context, device: block.Device, driver: *const formats.image.Driver) sdk.Error!?[]const u8 {
+    const opened = try formats.Chain(registry).open(context, device, driver);
     return formats.content.report(context, opened, device, run.sink());
 }

@@ -40,12 +40,12 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
 
 fn open(run: *sdk.Run, request: messages.MeasureRequest) sdk.Error!targets.Source {
     if (request.size) |size| return .{ .size = size };
-    const context = run.context();
+    var context = run.context();
+    context.files = run.files(request.files);
+    context.as_qemu_sees = isMeasuredByQemu(request.target);
     const device = try run.device(0);
     const driver = if (request.format) |name| try registry.byName(context, name) else try registry.detect(context, device);
-    const opener = driver.open orelse return formats.refuse(context, driver.name, .measure);
-    opened = try opener(context, device);
-    watched = .{ .inner = if (isMeasuredByQemu(request.target)) opened.asQemuSees() else opened };
+    watched = .{ .inner = try formats.Chain(registry).open(context, device, driver) };
     var image = watched.inner;
     image.context = &watched;
     image.segment_at = Watched.segmentAt;
@@ -57,8 +57,6 @@ fn isMeasuredByQemu(target: []const u8) bool {
     for ([_][]const u8{ "raw", "qcow2", "luks" }) |name| if (std.mem.eql(u8, name, target)) return true;
     return false;
 }
-
-var opened: image_zig.Image = undefined;
 
 /// The source, and how far the walk over its segments is: what measuring a large image takes is that walk.
 const Watched = struct {

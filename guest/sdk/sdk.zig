@@ -16,6 +16,7 @@
 //! `error.Refused` ends the run with status 1 after an `error` message from `run.diagnostic`; so does a device error,
 //! with a message that says what failed.  A panic is reported with its text and the address of the code.
 
+const std = @import("std");
 const root = @import("root");
 pub const calltable = @import("calltable");
 const block = @import("block");
@@ -72,6 +73,8 @@ pub const Run = struct {
     diagnostic: block.Diagnostic,
     /// What the run ends with when `operation` returns: 0 answered.
     status: u32,
+    /// See `files`.
+    chain: []const messages.ChainFile,
 
     pub const Level = enum(u32) { err = 1, warning = 2, info = 3, debug = 4 };
 
@@ -107,6 +110,32 @@ pub const Run = struct {
     /// Device number `index` of the machine; `error.NoDevice` when there are not so many.
     pub fn device(_: *const Run, index: usize) block.DeviceError!block.Device {
         return device_file.open(index);
+    }
+
+    /// The other files of the image, as the request lists them; null when references are not followed.
+    pub fn files(self: *Run, list: ?[]const messages.ChainFile) ?image.Files {
+        self.chain = list orelse return null;
+        return .{ .context = self, .find = findFile, .device = fileDevice };
+    }
+
+    /// Have the context answer as the release of qemu that a request names as `major.minor`.
+    pub fn answerAs(self: *Run, release: ?[]const u8, which: *image.Context) Error!void {
+        const asked = release orelse return;
+        which.qemu_major = std.fmt.parseInt(u16, block.search.until(asked, '.'), 10) catch
+            return self.diagnostic.refuse(.invalid_option, .{}, "'{s}' is no qemu version", .{asked[0..@min(asked.len, 64)]});
+    }
+
+    fn findFile(opaque_self: *anyopaque, owner: u32, kind: image.ReferenceKind, index: u32) block.DeviceError!?image.Given {
+        const self: *Run = @ptrCast(@alignCast(opaque_self));
+        for (self.chain, 1..) |file, number| {
+            if (file.owner != owner or file.index != index or !std.mem.eql(u8, file.kind, kind.text())) continue;
+            return .{ .number = @intCast(number), .device = try device_file.open(number), .format = file.format };
+        }
+        return null;
+    }
+
+    fn fileDevice(_: *anyopaque, number: u32) block.DeviceError!block.Device {
+        return device_file.open(number);
     }
 
     /// What format code works with.
@@ -172,7 +201,7 @@ pub const Run = struct {
             error.TooLarge => .{ .code = "too-large", .message = "a part of the report is too large" },
             error.Invalid => .{ .code = "invalid-option", .message = "the runtime refused an argument of the operation" },
         };
-        if (reason != error.Refused) message.device = device_file.failed;
+        message.device = if (reason == error.Refused) self.diagnostic.device else device_file.failed;
         // Nothing is left to be done when even this does not fit.
         self.emit(message) catch {};
     }

@@ -31,8 +31,9 @@ from vmm.operations import session as session_module
 from vmm.operations.check import check
 from vmm.operations.create import create
 from vmm.operations.foreign import load_elf, run_foreign
-from vmm.operations.info import combine_path, info
+from vmm.operations.info import info
 from vmm.operations.measure import measure
+from vmm.operations.names import combine_path
 from vmm.operations.session import Session, is_path
 
 MEASURE = Measure(required=1, fully_allocated=2, target="qcow2", virtual_size=3, format="raw")

@@ -38,14 +38,24 @@ class Answers:
     #: Path of the bundle that is being recorded.
     record: str | None
 
-    def out_json(self, value: dict[str, object]) -> None:
+    @property
+    def chain(self) -> bool:
+        """Whether the files that an image names are followed."""
+        return "chain" in self.arguments
+
+    @property
+    def allow_dirs(self) -> list[str]:
+        """Directories below which they may lie, besides the image's own."""
+        return self.arguments.all("allow-dir")
+
+    def out_json(self, value: object) -> None:
         """Print one JSON value."""
         out((compact(value) if self.many or self.lines else pretty(value)) + "\n")
 
-    def show_json(self, value: dict[str, object], path: str | None) -> None:
-        """Show a report as JSON; it names its file when there are many."""
+    def show_json(self, value: dict[str, object] | list[dict[str, object]], path: str | None) -> None:
+        """Show a report as JSON, or a list of them; it names its file when there are many."""
         self.progress.finish()
-        if self.many and "filename" not in value:
+        if self.many and isinstance(value, dict) and "filename" not in value:
             value = {"filename": path, **value}
         self.out_json(value)
 

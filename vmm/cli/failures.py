@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.cli.jsontext import without_none
-from vmm.errors import FileError, UsageError
+from vmm.errors import FileError, ReferenceRefusedError, UsageError
 from vmm.operations.text import printable
 
 TYPE_CHECKING = False
@@ -95,7 +95,11 @@ def error_text(error: VmmError, path: str | None = None) -> str:
     """``pyvmm: FILE: MESSAGE`` and, for a failed guest, where and how it failed."""
     message = printable(error.message)
     # Messages about files name them; options and limits are not about one.
-    if path is not None and not isinstance(error, (FileError, UsageError)):
+    if path is not None and not isinstance(error, (FileError, ReferenceRefusedError, UsageError)):
+        # Another file than the one that was asked for is one that it leads to.
+        named = error.details.get("file")
+        if isinstance(named, str) and named != path:
+            message = f"{printable(named)}: {message}"
         message = f"{printable(path)}: {message}"
     lines = [f"pyvmm: {message}"]
     if error.failure is not None and error.failure.limit is None:

@@ -157,6 +157,20 @@ def _info_own(report: InfoReport) -> Json:
         own["vmdk"] = {key: value for key, value in report.image.vmdk.as_fields().items() if key not in _VMDK_TOP}
         own["extents"] = [extent.as_fields() for extent in report.extents]
     own["references"] = [reference.as_fields() for reference in report.references]
+    if report.followed:
+        own["followed"] = [
+            without_none(
+                (
+                    ("filename", file.filename),
+                    ("owner", file.owner),
+                    ("kind", file.kind),
+                    ("index", file.index),
+                    ("format", file.format),
+                    ("actual-size", file.actual_size),
+                )
+            )
+            for file in report.followed
+        ]
     if report.partition_tables:
         partitions: dict[str, list[Json]] = {table.scheme: [] for table in report.partition_tables}
         for partition in report.partitions:

@@ -134,7 +134,9 @@ class Command(Answers):
         self._gdb: GdbPort | None = None
         await_debugger = self._prepare_debugger()
         self.progress = Progress(asked="progress" in arguments)
-        self.runner = new_runner(arguments, process, warm=self.many) if runner is None else runner
+        # A chain is several runs.
+        warm = self.many or runoptions.follows(arguments)
+        self.runner = new_runner(arguments, process, warm=warm) if runner is None else runner
         self._own_runner = runner is None
         self.record = arguments.get("record")
         self.recorder = self._record()

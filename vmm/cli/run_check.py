@@ -13,7 +13,14 @@ def answer(command: Answers, path: str | None, first: bool) -> int:
     """One answer; the exit status."""
     from vmm.operations.check import check
 
-    report = check(command.session, str(path), format=command.arguments.get("format"), follow_symlinks=command.follow)
+    report = check(
+        command.session,
+        str(path),
+        format=command.arguments.get("format"),
+        follow_symlinks=command.follow,
+        chain=command.chain,
+        allow_dirs=command.allow_dirs,
+    )
     if command.json:
         from vmm.cli.reports import check_json
 

@@ -20,17 +20,24 @@ def answer(command: Answers, path: str | None, first: bool) -> int:
         version = version_of(asked)
     except ValueError:
         raise UsageError(f"--qemu-version takes a version such as 8.0, not '{printable(asked)}'") from None
+    whole = "backing-chain" in command.arguments
     report = info(
         command.session,
         str(path),
         format=command.arguments.get("format"),
         qemu_version=".".join(map(str, version)),
         follow_symlinks=command.follow,
+        chain=command.chain,
+        allow_dirs=command.allow_dirs,
+        backing_chain=whole,
     )
+    reports = (report, *report.backing_chain)
     if command.json:
-        command.show_json(info_json(report, version), path)
+        values = [info_json(one, version) for one in reports]
+        command.show_json(values if whole else values[0], path)
     else:
         from vmm.cli.human import info_text
 
-        command.show_text(info_text(report, version), path, first=first, header=False)
+        text = "\n".join(info_text(one, version) for one in reports)
+        command.show_text(text, path, first=first, header=False)
     return report.exit_status

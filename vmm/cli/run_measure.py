@@ -21,6 +21,8 @@ def answer(command: Answers, path: str | None, first: bool) -> int:
         size=arguments.get("size"),
         options=collect_options(arguments.all("options")),
         follow_symlinks=command.follow,
+        chain=command.chain,
+        allow_dirs=command.allow_dirs,
     )
     if command.json:
         from vmm.cli.reports import measure_json

@@ -49,6 +49,11 @@ _COMMON = (
 )
 _FORMAT = Option("format", ("-f", "--format"), "FMT", "format of FILE (default: detected in the guest)")
 _OPTIONS = Option("options", ("-o", "--options"), "K=V,...", "creation options (-o help lists them)")
+#: Of the operations that read images.
+_CHAIN = (
+    Option("chain", ("--chain",), None, "follow the files that FILE names, in its own directory and below"),
+    Option("allow-dir", ("--allow-dir",), "DIR", "with --chain: follow them also below DIR (may be repeated)"),
+)
 _IMAGE_OPTS = Option("image-opts", ("--image-opts",), None, "not supported")
 _OBJECT = Option("object", ("--object",), "DEF", "not supported")
 
@@ -56,7 +61,6 @@ _OBJECT = Option("object", ("--object",), "DEF", "not supported")
 REFUSED = {
     "image-opts": "--image-opts is not supported: FILE is a path",
     "object": "--object is not supported: no operation takes secrets",
-    "backing-chain": "--backing-chain is not supported: files that an image names are reported and never opened",
     "repair": "-r is not supported: check never writes",
     "snapshot": "-l is not supported: snapshots are not measured",
 }
@@ -65,7 +69,8 @@ BY_OPERATION = {
     "info": (
         _FORMAT,
         Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)"),
-        Option("backing-chain", ("--backing-chain",), None, "not supported: nothing an image names is opened"),
+        *_CHAIN,
+        Option("backing-chain", ("--backing-chain",), None, "--chain, and describe every image behind FILE too"),
         _IMAGE_OPTS,
         _OBJECT,
     ),
@@ -74,12 +79,14 @@ BY_OPERATION = {
         Option("target", ("-O", "--target-format"), "FMT", "target format: raw (default), qcow2 or vpc"),
         Option("size", ("--size", "-s"), "SIZE", "measure an empty disk instead of FILE"),
         _OPTIONS,
+        *_CHAIN,
         Option("snapshot", ("-l",), "SNAPSHOT", "not supported"),
         _IMAGE_OPTS,
         _OBJECT,
     ),
     "check": (
         _FORMAT,
+        *_CHAIN,
         Option("repair", ("-r",), "leaks|all", "not supported: nothing is written"),
         Option("cache", ("-T",), "MODE", "accepted, without effect"),
         _IMAGE_OPTS,
@@ -112,13 +119,20 @@ def options_of(operation: str) -> tuple[Option, ...]:
 
 
 def refuse_unsupported(arguments: Arguments) -> None:
-    """Options of qemu-img that cannot be honoured are refused rather than ignored.
+    """Options of qemu-img that cannot be honoured are refused rather than ignored, and so are those without effect.
 
     :raises UsageError: one of them is there.
     """
     for key, reason in REFUSED.items():
         if key in arguments:
             raise UsageError(reason)
+    if "allow-dir" in arguments and not follows(arguments):
+        raise UsageError("--allow-dir needs --chain.")
+
+
+def follows(arguments: Arguments) -> bool:
+    """Whether the files that an image names are followed."""
+    return "chain" in arguments or "backing-chain" in arguments
 
 
 def output_format(arguments: Arguments) -> str:

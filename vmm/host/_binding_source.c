@@ -25,6 +25,28 @@
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+
+/* struct open_how of <linux/openat2.h>, which older headers lack as well. */
+struct open_how_0 {
+    uint64_t flags, mode, resolve;
+};
+
+/* openat2(2).  EAGAIN: something above the path was renamed meanwhile, and the kernel cannot tell whether it left the
+ * directory; whoever renames for ever does not get a descriptor. */
+static int pyvmm_openat2(int directory, const char *path, uint64_t flags, uint64_t resolve)
+{
+    struct open_how_0 how = {.flags = flags, .mode = 0, .resolve = resolve};
+    int left = 32;
+    long result;
+
+    do
+        result = syscall(SYS_openat2, directory, path, &how, sizeof how);
+    while (result < 0 && (errno == EINTR || (errno == EAGAIN && --left > 0)));
+    return result < 0 ? -errno : (int)result;
+}
 
 /* fallocate(2) with a mode, for holes in files. */
 static int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length)

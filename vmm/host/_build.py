@@ -11,6 +11,7 @@ from cffi import FFI
 
 _DECLARATIONS = """
 int pyvmm_fallocate(int fd, int mode, int64_t offset, int64_t length);
+int pyvmm_openat2(int directory, const char *path, uint64_t flags, uint64_t resolve);
 int pyvmm_replace(int fd, int directory, const char *temporary, const char *name);
 int pyvmm_guard(int directory, const char *name, int *connection);
 int pyvmm_dismiss(int guard, int connection);

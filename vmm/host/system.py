@@ -27,6 +27,11 @@ FALLOC_KEEP_SIZE = 1
 FALLOC_PUNCH_HOLE = 2
 FALLOC_ZERO_RANGE = 16
 
+#: How openat2(2) resolves a path: RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH (<linux/openat2.h>).
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
 
 def _check(result: int) -> int:
     if result < 0:
@@ -41,6 +46,18 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     :raises OSError: the system refused; EOPNOTSUPP where the file system has no such thing.
     """
     _check(lib.pyvmm_fallocate(fd, mode, offset, length))
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    """openat2(2): open a path relative to a directory, with bounds on where it may lead.
+
+    :param directory: open on the directory.
+    :param path: without NUL.
+    :param flags: as for open(2); nothing is created.
+    :param resolve: RESOLVE_* bits.
+    :raises OSError: the system refused; ENOSYS where the kernel (before 5.6) has no such call.
+    """
+    return _check(lib.pyvmm_openat2(directory, os.fsencode(path), flags, resolve))
 
 
 def replace(fd: int, directory: int, temporary: str, name: str) -> None:

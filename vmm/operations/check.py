@@ -5,10 +5,13 @@ from __future__ import annotations
 from calltable.messages import Check, CheckFinding, CheckRequest
 from vmm.errors import EXIT_CORRUPT, EXIT_FAILED, EXIT_LEAKS, EXIT_OK, GuestFailedError
 from vmm.operations.files import InputFile
+from vmm.operations.follow import open_chain
 from vmm.record import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from calltable.message import Message
     from vmm.operations.session import Session
 
@@ -53,10 +56,14 @@ def check(
     *,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     follow_symlinks: bool = False,
+    chain: bool = False,
+    allow_dirs: Iterable[str] = (),
 ) -> CheckReport:
     """Check an image.
 
     :param format: driver name; None: the guest detects it.
+    :param chain: follow the files that the image names; what is behind the image has to open and is not checked.
+    :param allow_dirs: directories below which they may lie, besides the image's own.
     :raises NoChecksError: the format has no checks.
     :raises VmmError: see :mod:`vmm.errors`.
     """
@@ -68,16 +75,19 @@ def check(
 
     with InputFile(path, follow_symlinks=follow_symlinks) as file:
         file.refuse_empty(format)
-        main = session.answer(
-            "check",
-            CheckRequest(format=format),
-            (file.device(),),
-            on_message,
-            main=Check.NAME,
-            lists=(CheckFinding.NAME,),
-            names=(path,),
-            statuses=_STATUSES,
-        )
+        with open_chain(
+            session, file, follow=chain, allow_dirs=allow_dirs, follow_symlinks=follow_symlinks, format=format
+        ) as files:
+            main = session.answer(
+                "check",
+                CheckRequest(format=format, files=files.files()),
+                files.devices(),
+                on_message,
+                main=Check.NAME,
+                lists=(CheckFinding.NAME,),
+                names=files.names(),
+                statuses=_STATUSES,
+            )
     assert isinstance(main, Check)
     report = CheckReport(path, main, tuple(findings))
     _validate(report)

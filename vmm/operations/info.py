@@ -17,12 +17,18 @@ from calltable.messages import (
 )
 from vmm.errors import GuestFailedError
 from vmm.operations.files import InputFile
+from vmm.operations.follow import open_chain
+from vmm.operations.names import combine_path
 from vmm.operations.text import printable
-from vmm.record import dataclass
+from vmm.record import dataclass, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from calltable.message import Message
+    from vmm.operations.chain import Chain, FollowedFile
+    from vmm.operations.follow import Alone
     from vmm.operations.session import Session
 
 #: qemu-img release whose answers are given unless another is asked for.
@@ -56,7 +62,7 @@ class InfoReport:
     image: Info
     snapshots: tuple[InfoSnapshot, ...] = ()
     bitmaps: tuple[InfoBitmap, ...] = ()
-    #: Other files that the image names; none of them is followed.
+    #: Other files that the image names; ``followed`` are those that were opened.
     references: tuple[InfoReference, ...] = ()
     partition_tables: tuple[InfoPartitionTable, ...] = ()
     partitions: tuple[InfoPartition, ...] = ()
@@ -66,6 +72,10 @@ class InfoReport:
     parent_entries: tuple[InfoParentEntry, ...] = ()
     #: Of a VMDK image, in the order of the disk.
     extents: tuple[InfoVmdkExtent, ...] = ()
+    #: The files that were opened because images name them, in the order of opening.
+    followed: tuple[FollowedFile, ...] = ()
+    #: Reports on the images behind this one, the nearest first; only where they were asked for.
+    backing_chain: tuple[InfoReport, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -99,13 +109,6 @@ def extent_path(base: str, name: str) -> str:
     return name if name.startswith("/") else base[: base.rfind("/") + 1] + name
 
 
-def combine_path(base: str, name: str) -> str:
-    """``name`` as seen from the directory of ``base``; absolute names and names with a protocol stay as they are."""
-    if name.startswith("/") or ":" in name.partition("/")[0]:
-        return name
-    return base[: base.rfind("/") + 1] + name
-
-
 def info(
     session: Session,
     path: str,
@@ -113,30 +116,64 @@ def info(
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     qemu_version: str = DEFAULT_QEMU_VERSION,
     follow_symlinks: bool = False,
+    chain: bool = False,
+    allow_dirs: Iterable[str] = (),
+    backing_chain: bool = False,
 ) -> InfoReport:
     """Describe an image.
 
     :param format: driver name; None: the guest detects it.
     :param qemu_version: release of qemu-img whose answer is wanted where releases differ.
+    :param chain: follow the files that the image names.
+    :param allow_dirs: directories below which they may lie, besides the image's own.
+    :param backing_chain: follow, and report on every image behind this one as well.
     :raises VmmError: see :mod:`vmm.errors`.
     """
-    found: dict[str, list[Message]] = {name: [] for name in _LISTS}
     version = None if qemu_version == DEFAULT_QEMU_VERSION else qemu_version
-    request = InfoRequest(format=format, qemu_version=version)
     with InputFile(path, follow_symlinks=follow_symlinks) as file:
         file.refuse_empty(format)
-        main = session.answer(
-            "info",
-            request,
-            (file.device(),),
-            lambda message: found[message.NAME].append(message),
-            main=Info.NAME,
-            lists=_LISTS,
-            names=(path,),
-        )
-        disk_size = file.disk_size
+        with open_chain(
+            session,
+            file,
+            follow=chain or backing_chain,
+            allow_dirs=allow_dirs,
+            follow_symlinks=follow_symlinks,
+            format=format,
+            qemu_version=version,
+        ) as files:
+            reports = []
+            number: int | None = 0
+            while number is not None:
+                reports.append(_describe(session, files, number, format, version))
+                number = files.behind(number) if backing_chain else None
+            followed = files.followed()
+    if not followed:
+        return reports[0]
+    return replace(reports[0], followed=followed, backing_chain=tuple(reports[1:]))
+
+
+def _describe(
+    session: Session,
+    files: Chain | Alone,
+    number: int,
+    format: str | None,  # noqa: A002
+    version: str | None,
+) -> InfoReport:
+    """The report on one of the files."""
+    found: dict[str, list[Message]] = {name: [] for name in _LISTS}
+    main = session.answer(
+        "info",
+        InfoRequest(format=format, qemu_version=version, files=files.files(), image=number or None),
+        files.devices(),
+        lambda message: found[message.NAME].append(message),
+        main=Info.NAME,
+        lists=_LISTS,
+        names=files.names(),
+    )
     assert isinstance(main, Info)
-    report = InfoReport(path, disk_size, main, *(tuple(found[name]) for name in _LISTS))  # type: ignore[arg-type]
+    name, size = files.names()[number], files.devices()[number].allocated
+    assert size is not None
+    report = InfoReport(name, size, main, *(tuple(found[name]) for name in _LISTS))  # type: ignore[arg-type]
     _validate(report)
     return report
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from calltable.messages import Measure, MeasureRequest
 from vmm.errors import UsageError
 from vmm.operations.files import InputFile
+from vmm.operations.follow import open_chain
 from vmm.operations.options import build_options
 from vmm.operations.sizes import parse_size
 from vmm.record import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from calltable.message import Message
+    from calltable.messages import ChainFile
     from vmm.operations.options import OptionValue
     from vmm.operations.session import Session
 
@@ -52,6 +54,8 @@ def measure(
     size: int | str | None = None,
     options: Mapping[str, OptionValue | None] | None = None,
     follow_symlinks: bool = False,
+    chain: bool = False,
+    allow_dirs: Iterable[str] = (),
 ) -> MeasureReport:
     """Measure a file, or an empty disk of ``size`` bytes.
 
@@ -59,6 +63,8 @@ def measure(
     :param format: driver name of the source; None: the guest detects it.
     :param size: bytes, or text such as ``10G``; instead of ``path``.
     :param options: creation options of the target by qemu-img's names.
+    :param chain: follow the files that the image names.
+    :param allow_dirs: directories below which they may lie, besides the image's own.
     :raises UsageError: path and size do not go together, or an option does not exist.
     :raises VmmError: see :mod:`vmm.errors`.
     """
@@ -70,18 +76,24 @@ def measure(
         )
     if path is None and format is not None:
         raise UsageError("-f requires a filename argument.")
+    if path is None and (chain or tuple(allow_dirs)):
+        raise UsageError("--chain requires a filename argument.")
     typed, _ = build_options(target, options or {})
-    request = MeasureRequest(
-        target=target,
-        format=format,
-        size=None if size is None else parse_size(size),
-        options=typed,
-    )
+
+    def request(files: tuple[ChainFile, ...] | None) -> MeasureRequest:
+        parsed = None if size is None else parse_size(size)
+        return MeasureRequest(target=target, format=format, size=parsed, options=typed, files=files)
+
     if path is None:
-        return _report(None, session.answer("measure", request, (), main=Measure.NAME))
+        return _report(None, session.answer("measure", request(None), (), main=Measure.NAME))
     with InputFile(path, follow_symlinks=follow_symlinks) as file:
         file.refuse_empty(format)
-        return _report(path, session.answer("measure", request, (file.device(),), main=Measure.NAME, names=(path,)))
+        with open_chain(
+            session, file, follow=chain, allow_dirs=allow_dirs, follow_symlinks=follow_symlinks, format=format
+        ) as files:
+            devices, names = files.devices(), files.names()
+            message = session.answer("measure", request(files.files()), devices, main=Measure.NAME, names=names)
+    return _report(path, message)
 
 
 def _report(path: str | None, message: Message) -> MeasureReport:

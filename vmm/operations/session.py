@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: The operations that come with the package.
 OPERATIONS = ("info", "measure", "check", "create", "resize")
+#: Those that run on behalf of the others: with the package's own ELF, unseen by a debugger and without progress.
+HELPERS = ("references",)
 
 #: Bytes of an operation's ELF file that are read at most; what is loaded has a window of 4 MiB.
 MAX_ELF = 64 << 20
@@ -57,7 +59,7 @@ def load_operation(name: str) -> bytes:
     :raises UsageError: there is no such operation.
     :raises OperationLoadError: it has not been built.
     """
-    if name not in OPERATIONS:
+    if name not in OPERATIONS and name not in HELPERS:
         raise UsageError(f"There is no operation '{printable(name)}'; there are {', '.join(OPERATIONS)}")
     return _load_guest(name, "operation")
 
@@ -124,7 +126,7 @@ class Session:
 
     def operation(self, name: str) -> bytes:
         """The ELF to run for an operation, read once."""
-        if self._elf is not None:
+        if self._elf is not None and name not in HELPERS:
             return self._elf
         if name not in self._elves:
             self._elves[name] = load_operation(name)
@@ -137,10 +139,13 @@ class Session:
         devices: Sequence[DeviceSpec],
         on_payload: Callable[[bytes], None],
         names: Sequence[str] = (),
+        *,
+        helper: bool = False,
     ) -> Outcome:
         """Run an ELF with a request, handing each payload to ``on_payload``; answers only when the run completed.
 
         :param names: the devices' file names, for errors.
+        :param helper: neither a debugger nor the progress is about this run.
         :raises VmmError: the run failed; ``failure`` of the error says how.
         """
         try:
@@ -165,8 +170,8 @@ class Session:
             devices=tuple(devices),
             limits=self.limits,
             log_level=self._log_level,
-            progress=self._on_progress is not None,
-            debugger=None if self._await_debugger is None else self._await_debugger(),
+            progress=self._on_progress is not None and not helper,
+            debugger=None if self._await_debugger is None or helper else self._await_debugger(),
         )
         outcome = self.runner.run(job, on_event)
         if outcome.failure is not None:
@@ -215,7 +220,9 @@ class Session:
             if on_message is not None:
                 on_message(message)
 
-        outcome = self.execute(self.operation(operation), request.as_fields(), devices, on_payload, names)
+        elf = self.operation(operation)
+        helper = operation in HELPERS
+        outcome = self.execute(elf, request.as_fields(), devices, on_payload, names, helper=helper)
         message = answered[0] if answered else None
         if message is not None and message.NAME == "error":
             raise self.refused(message, names, outcome)

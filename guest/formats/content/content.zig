@@ -14,11 +14,10 @@ const max_searched = 16;
 
 /// Report what the disk holds.  Answers the type of what fills the whole disk (for example iso9660), if anything.
 ///
-/// A disk whose content cannot be had (encrypted, compressed, in another file) is passed over; the caller leaves out
-/// images whose segments are not bytes of `device`.
+/// A disk whose content cannot be had (encrypted, compressed, in a file that was not given) is passed over.
 pub fn report(context: image.Context, opened: image.Image, device: block.Device, sink: image.Sink) block.Error!?[]const u8 {
     if (opened.virtual_size == 0) return null;
-    const disk: Disk = .{ .image = opened, .device = device, .number = context.number };
+    const disk: Disk = .{ .context = context, .image = opened, .device = device };
     const scan = context.allocator.create(Scan) catch return error.NoMemory;
     scan.* = .{ .context = context, .disk = disk, .sink = sink };
     if (!try scan.volume.read(disk, 0)) return null;

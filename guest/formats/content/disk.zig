@@ -8,10 +8,10 @@ const image = @import("../image.zig");
 pub const Piece = struct { offset: u64, buffer: []u8 };
 
 pub const Disk = struct {
+    context: image.Context,
     image: image.Image,
+    /// The device that `context` is about.
     device: block.Device,
-    /// Number of `device`.
-    number: u32 = 0,
 
     pub fn size(self: Disk) u64 {
         return self.image.virtual_size;
@@ -20,7 +20,7 @@ pub const Disk = struct {
     /// Fill every piece, as far as possible in one exit.  What lies past the end of the disk, and what the image leaves
     /// unallocated, reads as zero.
     ///
-    /// Answers false when bytes are not to be had: in a backing file, or decoded where the image cannot do that.
+    /// Answers false when bytes are not to be had: compressed or encrypted without a reader, in a file that was not given.
     pub fn read(self: Disk, pieces: []const Piece) block.Error!bool {
         var batch: Batch = .{ .device = self.device };
         for (pieces) |piece| {
@@ -38,29 +38,53 @@ pub const Disk = struct {
             if (at >= self.image.virtual_size) return true;
             const segment = try self.image.segmentAt(at);
             const length: usize = @intCast(@min(segment.length, piece.buffer.len - done));
+            const part = piece.buffer[done..][0..length];
             switch (segment.kind) {
                 .zero => {},
                 .unallocated => if (self.image.has_backing) return false,
-                .data => {
-                    const out = piece.buffer[done..][0..length];
-                    // Only bytes of this very device are gathered.
-                    if (segment.compressed or segment.offset == null or segment.device != self.number) {
-                        const decode = self.image.read orelse return false;
-                        try decode(self.image.context, at, out);
-                    } else try batch.add(segment.offset.?, out);
+                .data => if (segment.offset == null or segment.compressed) {
+                    if (!try self.decoded(at, part)) return false;
+                } else {
+                    try batch.turn(try self.deviceOf(segment.device) orelse return false, segment.device);
+                    try batch.add(segment.offset.?, part);
                 },
             }
             done += length;
         }
         return true;
     }
+
+    /// Bytes that no device holds as they are.
+    fn decoded(self: Disk, at: u64, buffer: []u8) block.Error!bool {
+        const reader = self.image.read orelse return false;
+        reader(self.image.context, at, buffer) catch |reason| switch (reason) {
+            error.Unsupported => return false,
+            else => return reason,
+        };
+        return true;
+    }
+
+    fn deviceOf(self: Disk, number: u32) block.Error!?block.Device {
+        if (number == 0 or number == self.context.number) return self.device;
+        if (number == image.Segment.elsewhere) return null;
+        return try self.context.deviceAt(number);
+    }
 };
 
 /// Reads that wait for one exit.
 const Batch = struct {
     device: block.Device,
+    number: u32 = 0,
     reads: [8]block.Read = undefined,
     count: usize = 0,
+
+    /// What is added next is read from this device.
+    fn turn(self: *Batch, device: block.Device, number: u32) block.Error!void {
+        if (number == self.number) return;
+        try self.flush();
+        self.device = device;
+        self.number = number;
+    }
 
     fn add(self: *Batch, offset: u64, buffer: []u8) block.Error!void {
         // A last sector or cluster may be cut by the end of the file.

@@ -4,15 +4,16 @@ const std = @import("std");
 const block = @import("block");
 const messages = @import("messages");
 const image = @import("../image.zig");
-const text = @import("../text.zig");
 const bitmaps = @import("bitmaps.zig");
 const extensions = @import("extensions.zig");
 const header_zig = @import("header.zig");
 const luks = @import("luks.zig");
 const open = @import("open.zig");
+const references = @import("references.zig");
 const snapshots = @import("snapshots.zig");
 
 const format = "qcow2";
+const utf8 = references.utf8;
 
 /// Lists go to the sink, in the order of the image; `report` is complete when it returns.  Its texts live as long as
 /// the context's memory.
@@ -49,7 +50,11 @@ pub fn run(context: image.Context, device: block.Device, sink: image.Sink, repor
         .snapshots = 0,
         .bitmaps = 0,
     };
-    try references(opened, sink, report);
+    if (opened.backing_name) |name| {
+        report.backing_filename = try utf8(context, name);
+        report.backing_filename_format = try references.backingFormat(opened);
+    }
+    try references.emit(opened, sink);
     switch (@as(header_zig.Crypt, @enumFromInt(header.crypt_method))) {
         .none => {},
         .aes => facts.encrypt_format = "aes",
@@ -64,25 +69,6 @@ pub fn run(context: image.Context, device: block.Device, sink: image.Sink, repor
         try sink.emit(messages.InfoNote{ .code = "stale-bitmaps", .message = "a program without support for bitmaps has modified this image, so all bitmaps are inconsistent" });
     try notes(opened, sink);
     report.qcow2 = facts;
-}
-
-fn utf8(context: image.Context, bytes: []const u8) block.Error![]const u8 {
-    return text.fromUtf8(context.allocator, bytes) catch open.noMemory(context, bytes.len * 3);
-}
-
-/// Other files that the image names; they are reported and never opened.
-fn references(opened: open.Opened, sink: image.Sink, report: *messages.Info) block.Error!void {
-    const context = opened.context;
-    if (opened.backing_name) |name| {
-        report.backing_filename = try utf8(context, name);
-        if (opened.backing_format) |driver| {
-            if (driver.len > 0) report.backing_filename_format = try utf8(context, driver);
-        }
-        try sink.emit(messages.InfoReference{ .kind = "backing-file", .name = report.backing_filename.?, .format = report.backing_filename_format });
-    }
-    if (opened.data_file) |name| {
-        if (opened.header.hasDataFile()) try sink.emit(messages.InfoReference{ .kind = "data-file", .name = try utf8(context, name), .format = "raw" });
-    }
 }
 
 /// Structures that lie outside the file are no error for qemu-img, which reads zeroes there; here they are named.

@@ -14,6 +14,7 @@ pub const driver: image.Driver = .{
     .probe = probe,
     .open = segments.openImage,
     .info = @import("info.zig").run,
+    .references = @import("references.zig").run,
     .check = @import("check.zig").run,
 };
 

@@ -9,6 +9,8 @@ const refcount = @import("refcount.zig");
 const tables = @import("tables.zig");
 const Header = @import("header.zig").Header;
 const template = @import("template.zig");
+const refuse = template.refuse;
+const none = template.none;
 const Window = @import("window.zig").Window;
 
 const format = "qcow2";
@@ -28,6 +30,8 @@ pub const Segments = struct {
     opened: open.Opened,
     header: Header,
     virtual_size: u64,
+    /// What `image.Segment.device` says: where the guest's bytes lie.
+    device: u32,
     l1: *Window,
     /// Bytes of an L2 table that can matter: less than a cluster on small disks.
     table_bytes: usize,
@@ -57,6 +61,7 @@ pub const Segments = struct {
             .opened = opened,
             .header = header,
             .virtual_size = size,
+            .device = try dataDevice(opened),
             .l1 = try open.newWindow(context, opened.device, @intCast(std.math.clamp(tables_needed * 8, 64, 64 << 10))),
             .table_bytes = table_bytes,
             .buffer = buffer,
@@ -87,7 +92,7 @@ pub const Segments = struct {
             }
             end += length;
         }
-        const segment: image.Segment = .{ .start = start, .length = end - start, .kind = first.kind, .compressed = first.compressed, .offset = first.offset };
+        const segment: image.Segment = .{ .start = start, .length = end - start, .kind = first.kind, .compressed = first.compressed, .offset = first.offset, .device = self.device };
         return self.withHoles(segment);
     }
 
@@ -257,6 +262,16 @@ pub const Segments = struct {
         return false;
     }
 };
+
+/// The number of the external data file, 0 where there is none.
+fn dataDevice(opened: open.Opened) block.Error!u32 {
+    if (!opened.header.hasDataFile()) return 0;
+    const context = opened.context;
+    if (try context.reference(.data_file, 0)) |given| return given.number;
+    // Which bytes are allocated can be said without it.
+    if (context.files == null) return image.Segment.elsewhere;
+    return refuse(context.diagnostic, .needs_reference, "data file", "the external data file is not there", none, none, none);
+}
 
 pub fn openImage(context: image.Context, device: block.Device) block.Error!image.Image {
     const opened = try open.Opened.open(context, device, .content);

@@ -19,6 +19,7 @@ pub const driver: image.Driver = .{
     .probe = probe,
     .open = open,
     .info = @import("info.zig").info,
+    .references = @import("references.zig").run,
     .check = @import("check.zig").check,
 };
 
@@ -114,6 +115,7 @@ pub fn load(context: image.Context, device: block.Device) block.Error!Vhd {
 pub fn open(context: image.Context, device: block.Device) block.Error!image.Image {
     const vhd = try load(context, device);
     if (vhd.sparse) |sparse| {
+        if (sparse.differencing) try @import("references.zig").checkParent(context, &sparse.header);
         const segments = context.allocator.create(Segments) catch return error.NoMemory;
         segments.* = try .init(context, sparse.table, vhd.virtual_size, sparse.differencing);
         return .{
