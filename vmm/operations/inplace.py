@@ -84,7 +84,7 @@ class InPlaceFile(InputFile):
                 if answer[0] != fcntl.F_UNLCK:
                     shared = "shared " if base == _USED_BASE else ""
                     raise FileError(
-                        f'Could not open \'{printable(self.path)}\': Failed to get {shared}"{_NAMES[number]}" lock. '
+                        f"Could not open '{printable(self.path)}': Failed to get {shared}\"{_NAMES[number]}\" lock. "
                         f"Is another process using the image [{printable(self.path)}]? (-U takes no locks)",
                         file=self.path,
                         errno="EAGAIN",
