@@ -3,7 +3,9 @@
 //! the product uses it.
 //!
 //!     host_tool info|check|segments FORMAT|auto FILE
+//!     host_tool resize FORMAT|auto FILE SIZE [grow] [shrink] [PREALLOCATION]
 //!
+//! `resize` writes nothing: it emits each step of the plan, then the answer.
 //! The exit status is the operation's: 1 refused; check: 1, 2 or 3 by its counters, 63 without checks.
 
 const std = @import("std");
@@ -88,6 +90,66 @@ const Segment = struct {
     offset: ?u64,
 };
 
+/// A step of a plan: kind is write, zero, length or flush.
+const Step = struct {
+    pub const message_name = "step";
+    kind: []const u8,
+    offset: u64 = 0,
+    length: u64 = 0,
+    bytes: ?cbor.Bytes = null,
+};
+
+fn emitStep(step: Step) block.Error!void {
+    var large: [1 << 16]u8 = undefined;
+    write(cbor.encodeMessage(&large, step) catch return error.TooLarge);
+}
+
+/// Writes go out in pieces of whole sectors, as far as they are whole.
+fn emitWrite(offset: u64, bytes: []const u8) block.Error!void {
+    const piece = 32 << 10;
+    var done: usize = 0;
+    while (done < bytes.len) {
+        const part = bytes[done..@min(bytes.len, done + piece)];
+        try emitStep(.{ .kind = "write", .offset = offset + done, .length = part.len, .bytes = .{ .bytes = part } });
+        done += part.len;
+    }
+}
+
+fn resize(context: image.Context, device: block.Device, name: []const u8, words: []const [:0]const u8) block.Error!u8 {
+    const driver = try pick(formats.Registry(.resize), context, device, name);
+    const plan = driver.resize orelse return formats.refuse(context, driver.name, .resize);
+    var request: messages.ResizeRequest = .{ .size = std.fmt.parseInt(u64, words[0], 10) catch return error.Invalid };
+    for (words[1..]) |word| {
+        if (std.mem.eql(u8, word, "shrink")) {
+            request.shrink = true;
+        } else if (std.mem.eql(u8, word, "grow")) {
+            request.relative = "grow";
+        } else {
+            request.preallocation = word;
+        }
+    }
+    const planned = try plan(context, device, &request);
+    for (planned.steps) |step| switch (step) {
+        .write => |one| try emitWrite(one.offset, one.bytes),
+        .fill => |region| {
+            var pending: formats.targets.plan.Writes = .{ .regions = &.{region}, .length = region.end() };
+            var buffer: [1 << 15]u8 = undefined;
+            while (pending.next(&buffer)) |one| try emitWrite(one.offset, one.bytes);
+        },
+        .zero => |range| try emitStep(.{ .kind = "zero", .offset = range.offset, .length = range.length }),
+        .length => |length| try emitStep(.{ .kind = "length", .length = length }),
+        .flush => try emitStep(.{ .kind = "flush" }),
+    };
+    var small: [4096]u8 = undefined;
+    write(cbor.encodeMessage(&small, messages.Resize{
+        .format = driver.name,
+        .old_size = planned.old_size,
+        .virtual_size = planned.new_size,
+        .file_length = 0,
+    }) catch return error.TooLarge);
+    return 0;
+}
+
 fn write(bytes: []const u8) void {
     var done: usize = 0;
     while (done < bytes.len) {
@@ -103,13 +165,17 @@ fn deliver(_: *anyopaque, message: []const u8) block.Error!void {
 
 pub fn main(init: std.process.Init) !u8 {
     const arguments = try init.minimal.args.toSlice(init.arena.allocator());
-    if (arguments.len != 4) return 64;
+    if (arguments.len < 4) return 64;
     var diagnostic: block.Diagnostic = .{};
     const context: image.Context = .{ .allocator = init.arena.allocator(), .diagnostic = &diagnostic };
     var file = File.open(arguments[3]) catch return 74;
     const device = file.device() catch return 74;
     const sink: image.Sink = .{ .context = &file, .deliver = deliver };
-    return run(context, device, sink, arguments[1], arguments[2]) catch |reason| {
+    const answered = if (std.mem.eql(u8, arguments[1], "resize") and arguments.len > 4)
+        resize(context, device, arguments[2], arguments[4..])
+    else
+        run(context, device, sink, arguments[1], arguments[2]);
+    return answered catch |reason| {
         const code = if (reason == error.Refused) @tagName(diagnostic.code) else @errorName(reason);
         try sink.emit(messages.Error{
             .code = code,

@@ -66,7 +66,10 @@ class FileBackend:
     :param max_output: length in bytes above which growing ends the run; None: no such limit.
     """
 
-    __slots__ = ("_allocated", "_status", "check", "fd", "length", "max_length", "max_output", "read_only", "resizable")
+    __slots__ = (
+        *("_allocated", "_owed", "_status", "_waits", "check", "fd", "length", "max_length", "max_output"),
+        *("read_only", "resizable"),
+    )
 
     #: The granularity of the device in bytes.  The guest's runtime hides it.
     block_size: ClassVar[int] = 512
@@ -81,6 +84,11 @@ class FileBackend:
         self.max_length = spec.max_length
         self.max_output = max_output
         self.check = check
+        #: Whether growing waits for the next call, so that a write past the end is one step: whoever looks at an image
+        #: that is changed in place finds it as it was, or longer and with those bytes at its end.
+        self._waits = self.resizable and spec.length > 0
+        #: Whether the file is yet to become as long as ``length`` says.
+        self._owed = False
         #: Whether the file system tells data from holes; found out when first asked.
         self._status: bool | None = None
 
@@ -121,6 +129,7 @@ class FileBackend:
 
         :raises BackendError: the system refused, or the file is shorter than it was.
         """
+        self.settle()
         inside = min(length, max(self.length - offset, 0))
         done = self._move(os.preadv, "reading", offset, views, length, inside)
         if done < inside:
@@ -142,7 +151,12 @@ class FileBackend:
     def _put(self, offset: int, views: Sequence[memoryview], length: int) -> None:
         """The work of :meth:`write`, for :meth:`zero` as well."""
         inside = min(length, max(self.length - offset, 0))
+        if inside == 0 or offset + inside < self.length:
+            self.settle()
         done = self._move(os.pwritev, "writing", offset, views, length, inside)
+        if done == inside > 0:
+            # Either it was as long before, or these bytes have made it so.
+            self._owed = False
         if done < inside:
             raise BackendError(ERROR_IO, f"writing at byte {offset + done} wrote nothing", done=done)
 
@@ -184,6 +198,7 @@ class FileBackend:
         """
         if self.read_only:
             return
+        self.settle()
         try:
             os.fdatasync(self.fd)
         except OSError as error:
@@ -208,11 +223,28 @@ class FileBackend:
             raise BackendError(ERROR_NO_SPACE, f"{length} bytes are more than the {most} allowed")
         if self.max_output is not None and length > max(self.length, self.max_output):
             raise LimitExceeded("max-output", self.max_output)
+        self.settle()
+        if self._waits and length > self.length:
+            self.length = length
+            self._owed = True
+            return
+        self._truncate(length)
+        self.length = length
+
+    def _truncate(self, length: int) -> None:
         try:
             os.ftruncate(self.fd, length)
         except OSError as error:
             raise _failure(f"making the file {length} bytes long", None, error) from None
-        self.length = length
+
+    def settle(self) -> None:
+        """Make the file as long as it is said to be, if that is still to be done.
+
+        :raises BackendError: the system refused.
+        """
+        if self._owed:
+            self._truncate(self.length)
+            self._owed = False
 
     def zero(self, offset: int, length: int, unmap: bool, charge: Callable[[int], None]) -> None:
         """The range reads as zero afterwards, as far as it lies in the file.
@@ -223,6 +255,7 @@ class FileBackend:
         """
         if self.read_only:
             raise BackendError(ERROR_READ_ONLY, "the device is read-only")
+        self.settle()
         length = min(length, max(self.length - offset, 0))
         if length == 0:
             return
@@ -255,6 +288,7 @@ class FileBackend:
         """
         if self.read_only:
             raise BackendError(ERROR_READ_ONLY, "the device is read-only")
+        self.settle()
         length = min(length, max(self.length - offset, 0))
         return length > 0 and self._allocate(_PUNCH_HOLE, offset, length)
 
@@ -273,6 +307,7 @@ class FileBackend:
 
         :param capacity: at most so many; then less than the range may be covered.
         """
+        self.settle()
         out: list[tuple[int, int, int]] = []
         for extent in self._walk(offset, length):
             if out and out[-1][2] == extent[2]:

@@ -10,7 +10,7 @@ from struct import Struct, pack_into
 
 import calltable as ct
 from vmm.boundary import LogEvent, MessageEvent, ProgressEvent
-from vmm.devices.errors import BackendError, MemoryAccessError, ProtocolViolation, RunAborted
+from vmm.devices.errors import BackendError, FileFailed, MemoryAccessError, ProtocolViolation, RunAborted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class ControlDevice:
 
     def _perform(self, command: int, a0: int, a1: int, a2: int, a3: int, a4: int) -> tuple[int, int]:
         if command == ct.COMMAND_DONE:
+            self._settle()
             self._deliver(a1, a2)
             self.status = a0 & 0xFFFF_FFFF
             return DONE, 0
@@ -110,6 +111,18 @@ class ControlDevice:
         else:
             raise ProtocolViolation(f"control device: unknown command {command}")
         return CONTINUE, 0
+
+    def _settle(self) -> None:
+        """The run is over: every file has the length that its device has.
+
+        :raises FileFailed: one cannot be made so.
+        """
+        for block in self._blocks:
+            if block.backend is not None:
+                try:
+                    block.backend.settle()
+                except BackendError as error:
+                    raise FileFailed(block.index, error) from None
 
     def _text(self, address: int, length: int) -> bytes:
         if length > ct.CONTROL_TEXT_MAX:

@@ -37,7 +37,7 @@ class LimitExceeded(DeviceEvent):
 
 
 class FileFailed(DeviceEvent):
-    """The file of a device cannot even be looked at, so that the run cannot begin.
+    """The file of a device cannot even be looked at, so that the run cannot begin, or not be left as the run wants it.
 
     :param device: number of the device.
     :param error: what the system said.

@@ -18,9 +18,11 @@ pub fn resize(context: image.Context, device: block.Device, request: *const mess
     const wanted = try resizing.wanted(context, format, old_size, request);
     if (wanted.preallocation == .metadata) return resizing.noSuchMode(context, format, .metadata);
     var plan: std.ArrayList(steps.Step) = .empty;
-    plan.ensureTotalCapacity(context.allocator, 2) catch return error.NoMemory;
+    plan.ensureTotalCapacity(context.allocator, 3) catch return error.NoMemory;
     if (wanted.size != device.length) plan.appendAssumeCapacity(.{ .length = wanted.size });
     if (wanted.preallocation == .full and wanted.size > device.length) {
+        // Zeroes that arrived before the length did would be another length.
+        plan.appendAssumeCapacity(.flush);
         plan.appendAssumeCapacity(.{ .fill = .{
             .offset = device.length,
             .length = wanted.size - device.length,

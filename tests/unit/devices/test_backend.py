@@ -117,6 +117,7 @@ def test_a_system_that_takes_nothing_is_an_error(open_file: Open, monkeypatch: p
 def test_set_length(open_file: Open) -> None:
     file = open_file(b"x" * 100, resizable=True, max_length=1000)
     file.set_length(1000)
+    file.settle()
     assert (file.length, os.fstat(file.fd).st_size) == (1000, 1000)
     file.set_length(3)
     assert os.pread(file.fd, 10, 0) == b"xxx"
@@ -144,7 +145,41 @@ def test_growing_is_limited(open_file: Open) -> None:
     with pytest.raises(LimitExceeded):
         file.set_length(51)
     file.set_length(50)
+    file.settle()
     assert os.fstat(file.fd).st_size == file.length == 50
+
+
+def test_an_image_grows_with_the_write_past_its_end(open_file: Open) -> None:
+    """In one system call: nobody sees it longer and without those bytes.  What was empty grows at once."""
+    file = open_file(b"x" * 100, resizable=True)
+    file.set_length(1024)
+    assert (file.length, os.fstat(file.fd).st_size) == (1024, 100)
+    file.write(512, [memoryview(b"y" * 512)], 512)
+    assert os.pread(file.fd, 2000, 0) == b"x" * 100 + bytes(412) + b"y" * 512
+    file.set_length(2048)
+    file.write(1024, [memoryview(b"z" * 512)], 512)
+    assert os.fstat(file.fd).st_size == 2048
+    for call in (
+        lambda: file.read(0, [memoryview(bytearray(512))], 512),
+        lambda: file.zero(0, 512, True, lambda _: None),
+        lambda: file.discard(0, 512),
+        lambda: file.block_status(0, 512, 1),
+        file.flush,
+    ):
+        file.set_length(file.length + 512)
+        assert os.fstat(file.fd).st_size == file.length - 512
+        call()
+        assert os.fstat(file.fd).st_size == file.length
+    empty = open_file(b"", resizable=True)
+    empty.set_length(512)
+    assert os.fstat(empty.fd).st_size == 512
+
+
+def test_a_length_that_is_owed_and_refused(open_file: Open) -> None:
+    file = open_file(b"x" * 100, resizable=True)
+    file.set_length(1 << 62)
+    with pytest.raises(BackendError, match=f"making the file {1 << 62} bytes long"):
+        file.flush()
 
 
 def test_a_file_that_cannot_be_looked_at(open_file: Open) -> None:
