@@ -18,6 +18,8 @@ pub const detection = @import("detect.zig");
 pub const recognised = @import("recognised.zig");
 /// Destinations: what `measure -O` and `create -f` can name.
 pub const targets = @import("targets.zig");
+/// Resizing VMDK.
+pub const vmdk_grow = @import("vmdk/grow.zig");
 pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
 pub const qcow2 = @import("qcow2/qcow2.zig");
