@@ -9,9 +9,10 @@ pub const FileDevice = struct {
     read_only: bool,
 
     /// Open, or create, a file.
-    pub fn open(path: [:0]const u8, mode: enum { read, create }) error{OpenFailed}!FileDevice {
+    pub fn open(path: [:0]const u8, mode: enum { read, change, create }) error{OpenFailed}!FileDevice {
         const flags: linux.O = switch (mode) {
             .read => .{ .CLOEXEC = true },
+            .change => .{ .CLOEXEC = true, .ACCMODE = .RDWR },
             .create => .{ .CLOEXEC = true, .ACCMODE = .RDWR, .CREAT = true, .TRUNC = true },
         };
         const fd = linux.open(path, flags, 0o644);
@@ -73,8 +74,14 @@ pub const FileDevice = struct {
         for (writes) |one| try write(context, one.offset, one.bytes);
     }
 
-    fn writeZeroes(_: *anyopaque, _: u64, _: u64) block.DeviceError!void {
-        return error.Unsupported;
+    fn writeZeroes(context: *anyopaque, offset: u64, length: u64) block.DeviceError!void {
+        const zeroes: [4096]u8 = @splat(0);
+        var done: u64 = 0;
+        while (done < length) {
+            const piece: usize = @intCast(@min(length - done, zeroes.len));
+            try write(context, offset + done, zeroes[0..piece]);
+            done += piece;
+        }
     }
 
     fn flush(_: *anyopaque) block.DeviceError!void {}

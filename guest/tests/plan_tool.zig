@@ -1,9 +1,12 @@
-//! Measure and create on the host, with the code of the guest but without a machine: for comparing with qemu-img at speed.
+//! Measure, create and resize on the host, with the code of the guest but without a machine: for comparing with qemu-img
+//! at speed.
 //!
 //!     plan_tool measure TARGET (size=N | file=PATH [format=NAME]) [option=value ...]
-//!     plan_tool create FORMAT PATH size=N [unix-time=N] [option=value ...]
+//!     plan_tool create FORMAT PATH size=N [unix-time=N] [random=N] [parent-cid=N] [option=value ...]
+//!     plan_tool grow-vmdk PATH size=N [stop=N]
 //!
-//! Prints one line of JSON.  Options are the fields of `create-options` with underscores.
+//! Prints one line of JSON.  Options are the fields of `create-options` with underscores.  `random` is the first word of
+//! the entropy, little endian; further files lie beside PATH.  `stop` carries out so many steps only.
 
 const std = @import("std");
 const block = @import("block");
@@ -20,6 +23,9 @@ const Arguments = struct {
     data: ?[:0]const u8 = null,
     format: ?[]const u8 = null,
     unix_time: u64 = 0,
+    random: u32 = 0,
+    parent_cid: ?u32 = null,
+    stop: usize = std.math.maxInt(usize),
 
     fn parse(words: []const [:0]const u8) !Arguments {
         var parsed: Arguments = .{};
@@ -37,6 +43,12 @@ const Arguments = struct {
                 parsed.format = value;
             } else if (std.mem.eql(u8, name, "unix-time")) {
                 parsed.unix_time = try std.fmt.parseInt(u64, value, 10);
+            } else if (std.mem.eql(u8, name, "random")) {
+                parsed.random = try std.fmt.parseInt(u32, value, 10);
+            } else if (std.mem.eql(u8, name, "parent-cid")) {
+                parsed.parent_cid = try std.fmt.parseInt(u32, value, 10);
+            } else if (std.mem.eql(u8, name, "stop")) {
+                parsed.stop = try std.fmt.parseInt(usize, value, 10);
             } else try setOption(&parsed.options, name, value);
         }
         return parsed;
@@ -67,6 +79,8 @@ pub fn main(init: std.process.Init) !void {
     var out: std.Io.Writer = .fixed(&buffer);
     const answer: anyerror!void = if (std.mem.eql(u8, words[1], "measure"))
         measure(context, words[2..], &out)
+    else if (std.mem.eql(u8, words[1], "grow-vmdk"))
+        grow(context, words[2..], &out)
     else
         create(context, words[2..], &out);
     answer catch |failure| switch (failure) {
@@ -99,19 +113,37 @@ fn create(context: formats.image.Context, words: []const [:0]const u8, out: *std
     const arguments: Arguments = try .parse(words[2..]);
     const target = try targets.byName(.create, context, words[0]);
     const size = arguments.size orelse return error.Usage;
-    const planned = try target.plan(context, size, &arguments.options, .{ .unix_time = arguments.unix_time });
-    var file: FileDevice = try .open(words[1], .create);
-    var device = file.device();
-    try targets.plan.execute(&planned, &device, context.allocator);
-    if (arguments.data) |path| {
-        var data_file: FileDevice = try .open(path, .create);
-        var data_device = data_file.device();
-        try targets.plan.executeFile(&planned, 1, &data_device, context.allocator);
+    const path = words[1];
+    const folder = if (std.mem.findScalarLast(u8, path, '/')) |slash| path[0 .. slash + 1] else "";
+    var seed: targets.Seed = .{ .unix_time = arguments.unix_time, .name = path[folder.len..], .parent_cid = arguments.parent_cid };
+    std.mem.writeInt(u32, seed.entropy[0..4], arguments.random, .little);
+    const planned = try target.plan(context, size, &arguments.options, seed);
+    for (0..planned.others.len + 1) |index| {
+        const beside = planned.file(index).name;
+        const at = if (index == 0) path else if (beside) |name| try std.mem.concatWithSentinel(context.allocator, u8, &.{ folder, name }, 0) else arguments.data orelse break;
+        var file: FileDevice = try .open(at, .create);
+        defer _ = std.os.linux.close(file.fd);
+        var device = file.device();
+        try targets.plan.executeFile(&planned, index, &device, context.allocator);
     }
     try out.print("{f}\n", .{std.json.fmt(.{
         .virtual_size = planned.virtual_size,
         .file_length = planned.file_length,
         .cluster_size = planned.cluster_size,
         .options = planned.options,
+    }, .{})});
+}
+
+fn grow(context: formats.image.Context, words: []const [:0]const u8, out: *std.Io.Writer) !void {
+    const arguments: Arguments = try .parse(words[1..]);
+    var file: FileDevice = try .open(words[0], .change);
+    var device = file.device();
+    const planned = try formats.vmdk_grow.resize(context, device, &.{ .size = arguments.size orelse return error.Usage });
+    const done = planned.steps[0..@min(arguments.stop, planned.steps.len)];
+    try formats.steps.execute(done, &device);
+    try out.print("{f}\n", .{std.json.fmt(.{
+        .old_size = planned.old_size,
+        .new_size = planned.new_size,
+        .steps = planned.steps.len,
     }, .{})});
 }

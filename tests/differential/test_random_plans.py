@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.differential.oracle import comparable, qemu_img
 from tests.differential.recipes import SEED
-from tools import build_guests
+from tests.differential.tool import ask, options_argument, options_words
 
 pytestmark = pytest.mark.qemu_img
 
-TOOL = build_guests.GUEST / "tests" / "plan_tool.zig"
 MEASURED = 200
 CREATED = 60
-
-
-@pytest.fixture(scope="module")
-def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plan-tool")
-    output = folder / "plan_tool"
-    imports = ("formats", "block", "messages")
-    build_guests.zig(
-        "build-exe", "-fsingle-threaded", "--name", "plan_tool",
-        f"-femit-bin={output}", *build_guests.module_arguments(TOOL, imports),
-    )  # fmt: skip
-    return output
-
-
-def ask(tool: Path, *words: str) -> dict[str, Any]:
-    done = subprocess.run([tool, *words], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert isinstance(answer, dict)
-    return answer
 
 
 def random_options(rng: random.Random, *, valid: bool) -> dict[str, str]:
@@ -53,14 +29,6 @@ def random_options(rng: random.Random, *, valid: bool) -> dict[str, str]:
     return {name: rng.choice(values) for name, values in choices.items() if rng.random() < 0.4}
 
 
-def spelled(options: dict[str, str]) -> list[str]:
-    return ["-o", ",".join(f"{name}={value}" for name, value in options.items())] if options else []
-
-
-def words(options: dict[str, str]) -> list[str]:
-    return [f"{name}={value}" for name, value in options.items()]
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_measure(seed: int, tool: Path) -> None:
     rng = random.Random(SEED + 100 + seed)
@@ -69,8 +37,8 @@ def test_measure(seed: int, tool: Path) -> None:
     for _ in range(MEASURED // 4):
         size = rng.choice(edges) if rng.random() < 0.15 else int(2 ** rng.uniform(0, 53))
         options = random_options(rng, valid=False)
-        oracle = qemu_img("measure", "--output=json", "-O", "qcow2", "--size", str(size), *spelled(options))
-        ours = ask(tool, "measure", "qcow2", f"size={size}", *words(options))
+        oracle = qemu_img("measure", "--output=json", "-O", "qcow2", "--size", str(size), *options_argument(options))
+        ours = ask(tool, "measure", "qcow2", f"size={size}", *options_words(options))
         if oracle.rc != 0:
             assert "error" in ours, f"{size} {options}: {oracle.stderr}"
             continue
@@ -90,8 +58,8 @@ def test_create(seed: int, tool: Path, tmp_path: Path) -> None:
             2 ** rng.uniform(0, {"falloc": 22, "full": 22, "metadata": 25}.get(options.get("preallocation", ""), 45))
         )
         theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-        oracle = qemu_img("create", "-f", "qcow2", *spelled(options), str(theirs), str(size))
-        answer = ask(tool, "create", "qcow2", str(ours), f"size={size}", *words(options))
+        oracle = qemu_img("create", "-f", "qcow2", *options_argument(options), str(theirs), str(size))
+        answer = ask(tool, "create", "qcow2", str(ours), f"size={size}", *options_words(options))
         what = f"{size} {options}"
         if oracle.rc != 0:
             assert "error" in answer, f"{what}: {oracle.stderr}"
