@@ -18,7 +18,7 @@ const max_searched = 16;
 /// images whose segments are not bytes of `device`.
 pub fn report(context: image.Context, opened: image.Image, device: block.Device, sink: image.Sink) block.Error!?[]const u8 {
     if (opened.virtual_size == 0) return null;
-    const disk: Disk = .{ .image = opened, .device = device, .number = context.number };
+    const disk: Disk = .{ .image = opened, .device = device };
     const scan = context.allocator.create(Scan) catch return error.NoMemory;
     scan.* = .{ .context = context, .disk = disk, .sink = sink };
     if (!try scan.volume.read(disk, 0)) return null;

@@ -10,8 +10,6 @@ pub const Piece = struct { offset: u64, buffer: []u8 };
 pub const Disk = struct {
     image: image.Image,
     device: block.Device,
-    /// Number of `device`.
-    number: u32 = 0,
 
     pub fn size(self: Disk) u64 {
         return self.image.virtual_size;
@@ -42,12 +40,11 @@ pub const Disk = struct {
                 .zero => {},
                 .unallocated => if (self.image.has_backing) return false,
                 .data => {
-                    const out = piece.buffer[done..][0..length];
-                    // Only bytes of this very device are gathered.
-                    if (segment.compressed or segment.offset == null or segment.device != self.number) {
+                    const part = piece.buffer[done..][0..length];
+                    if (segment.compressed or segment.offset == null) {
                         const decode = self.image.read orelse return false;
-                        try decode(self.image.context, at, out);
-                    } else try batch.add(segment.offset.?, out);
+                        try decode(self.image.context, at, part);
+                    } else try batch.add(segment.offset.?, part);
                 },
             }
             done += length;
