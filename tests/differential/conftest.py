@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.differential.hosttool import HostTool, compile_tool
 from tests.differential.recipes import Images
 
 
@@ -11,3 +12,9 @@ from tests.differential.recipes import Images
 def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     """One store of images for a session."""
     return Images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def host_tool(tmp_path_factory: pytest.TempPathFactory) -> HostTool:
+    """The formats compiled for the host."""
+    return HostTool(compile_tool(tmp_path_factory.mktemp("host-tool")))
