@@ -2,10 +2,11 @@
 //! and writes the report to standard output as a sequence of CBOR items.  For tests and debugging only; nothing of
 //! the product uses it.
 //!
-//!     host_tool info|check|segments FORMAT|auto FILE
+//!     host_tool info|check|segments|references|read FORMAT|auto FILE [extent|parent|... FILE]...
 //!     host_tool resize FORMAT|auto FILE SIZE [grow] [shrink] [PREALLOCATION]
 //!
-//! `resize` writes nothing: it emits each step of the plan, then the answer.
+//! `read` writes the disk's bytes instead.  Files of one kind that follow are those of its references, in order; without
+//! any, references are not followed.  `resize` writes nothing: it emits each step of the plan, then the answer.
 //! The exit status is the operation's: 1 refused; check: 1, 2 or 3 by its counters, 63 without checks.
 
 const std = @import("std");
@@ -88,6 +89,47 @@ const Segment = struct {
     kind: image.Kind,
     compressed: bool,
     offset: ?u64,
+    hole: bool,
+    device: u64,
+};
+
+/// The files that were named behind the image, as devices from 1 on.
+const Named = struct {
+    kinds: []const image.ReferenceKind,
+    files: []File,
+    /// Device 0.
+    image: block.Device = undefined,
+
+    fn parse(allocator: std.mem.Allocator, arguments: []const [:0]const u8) !Named {
+        const kinds = try allocator.alloc(image.ReferenceKind, arguments.len / 2);
+        const files = try allocator.alloc(File, arguments.len / 2);
+        for (kinds, files, 0..) |*kind, *file, index| {
+            kind.* = for (std.enums.values(image.ReferenceKind)) |one| {
+                if (std.mem.eql(u8, one.text(), arguments[2 * index])) break one;
+            } else return error.UnknownKind;
+            file.* = try File.open(arguments[2 * index + 1]);
+        }
+        return .{ .kinds = kinds, .files = files };
+    }
+
+    fn find(context: *anyopaque, owner: u32, kind: image.ReferenceKind, index: u32) block.DeviceError!?image.Given {
+        const self: *Named = @ptrCast(@alignCast(context));
+        if (owner != 0) return null;
+        var seen: u32 = 0;
+        for (self.kinds, self.files, 1..) |one, *file, number| {
+            if (one != kind) continue;
+            if (seen == index) return .{ .number = @intCast(number), .device = file.device() catch return error.Io };
+            seen += 1;
+        }
+        return null;
+    }
+
+    fn deviceAt(context: *anyopaque, number: u32) block.DeviceError!block.Device {
+        const self: *Named = @ptrCast(@alignCast(context));
+        if (number == 0) return self.image;
+        if (number > self.files.len) return error.NoDevice;
+        return self.files[number - 1].device() catch return error.Io;
+    }
 };
 
 /// A step of a plan: kind is write, zero, length or flush.
@@ -167,11 +209,16 @@ pub fn main(init: std.process.Init) !u8 {
     const arguments = try init.minimal.args.toSlice(init.arena.allocator());
     if (arguments.len < 4) return 64;
     var diagnostic: block.Diagnostic = .{};
-    const context: image.Context = .{ .allocator = init.arena.allocator(), .diagnostic = &diagnostic };
+    var context: image.Context = .{ .allocator = init.arena.allocator(), .diagnostic = &diagnostic };
+    const resizing = std.mem.eql(u8, arguments[1], "resize");
+    if (!resizing and arguments.len % 2 != 0) return 64;
+    var named = Named.parse(context.allocator, if (resizing) &.{} else arguments[4..]) catch return 74;
+    if (named.files.len > 0) context.files = .{ .context = &named, .find = Named.find, .device = Named.deviceAt };
     var file = File.open(arguments[3]) catch return 74;
     const device = file.device() catch return 74;
+    named.image = device;
     const sink: image.Sink = .{ .context = &file, .deliver = deliver };
-    const answered = if (std.mem.eql(u8, arguments[1], "resize") and arguments.len > 4)
+    const answered = if (resizing and arguments.len > 4)
         resize(context, device, arguments[2], arguments[4..])
     else
         run(context, device, sink, arguments[1], arguments[2]);
@@ -207,14 +254,39 @@ fn run(context: image.Context, device: block.Device, sink: image.Sink, operation
         write(cbor.encodeMessage(&large, report) catch return error.TooLarge);
         return if (report.check_errors > 0) 1 else if (report.corruptions > 0) 2 else if (report.leaks > 0) 3 else 0;
     }
+    if (std.mem.eql(u8, operation, "references")) {
+        const driver = try pick(formats.Registry(.references), context, device, name);
+        const references = driver.references orelse return formats.refuse(context, driver.name, .references);
+        try references(context, device, sink);
+        return 0;
+    }
+    if (std.mem.eql(u8, operation, "read")) return readDisk(context, device, name);
     const driver = try pick(formats.Registry(.measure), context, device, name);
     const open = driver.open orelse return formats.refuse(context, driver.name, .measure);
     const opened = try open(context, device);
     var position: u64 = 0;
     while (position < opened.virtual_size) {
         const segment = try opened.segmentAt(position);
-        try sink.emit(Segment{ .start = segment.start, .length = segment.length, .kind = segment.kind, .compressed = segment.compressed, .offset = segment.offset });
+        try sink.emit(Segment{ .start = segment.start, .length = segment.length, .kind = segment.kind, .compressed = segment.compressed, .offset = segment.offset, .hole = segment.hole, .device = segment.device });
         position += segment.length;
+    }
+    return 0;
+}
+
+/// The bytes of the disk, through the driver's reader.
+fn readDisk(context: image.Context, device: block.Device, name: []const u8) block.Error!u8 {
+    const driver = try pick(formats.Registry(.info), context, device, name);
+    const open = driver.open orelse return formats.refuse(context, driver.name, .info);
+    const reader = driver.read orelse return formats.refuse(context, driver.name, .info);
+    const opened = try open(context, device);
+    // A size that no grain has, so that reads begin and end anywhere.
+    const buffer = context.allocator.alloc(u8, 100_003) catch return error.NoMemory;
+    var position: u64 = 0;
+    while (position < opened.virtual_size) {
+        const part = buffer[0..@intCast(@min(buffer.len, opened.virtual_size - position))];
+        try reader(opened.context, position, part);
+        write(part);
+        position += part.len;
     }
     return 0;
 }

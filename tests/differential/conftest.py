@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.differential import tool as plan_tool
+from tests.differential.hosttool import HostTool, compile_tool
 from tests.differential.recipes import Images
 
 
@@ -20,3 +21,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The planners as a program of the host."""
     return plan_tool.build(tmp_path_factory.mktemp("plan-tool"))
+
+
+@pytest.fixture(scope="session")
+def host_tool(tmp_path_factory: pytest.TempPathFactory) -> HostTool:
+    """The formats compiled for the host."""
+    return HostTool(compile_tool(tmp_path_factory.mktemp("host-tool")))

@@ -6,14 +6,13 @@ const messages = @import("messages");
 const format = @import("format.zig");
 const sparse = @import("sparse.zig");
 const Checker = @import("check_sparse.zig").Checker;
-const none = @import("../qcow2/template.zig").none;
 
 const sector = format.sector;
 
 pub fn check(checker: *Checker, report: *messages.Check) block.Error!void {
     switch (checker.extent.kind) {
         .hosted => try hosted(checker, report),
-        .cowd => _ = try checker.claim("header", 0, sparse.cowd.header_sectors * sector, none),
+        .cowd => _ = try checker.claim("header", 0, sparse.cowd.header_sectors * sector),
         .sesparse => try seSparse(checker),
     }
 }
@@ -23,7 +22,7 @@ fn hosted(checker: *Checker, report: *messages.Check) block.Error!void {
     const findings = checker.findings;
     const at = format.header;
     const base = extent.header_offset;
-    _ = try checker.claim("header", 0, sector, none);
+    _ = try checker.claim("header", 0, sector);
     const flags = extent.int(u32, at.flags);
     const version = extent.int(u32, at.version);
     if (version == 0)
@@ -54,7 +53,7 @@ fn descriptor(checker: *Checker) block.Error!void {
     if (first > checker.sectors or sectors > checker.sectors) {
         return checker.findings.put(.corruption, "descriptor", "the descriptor of {value} sectors at sector {index} is not in the file, which has {expected} bytes", .{ .offset = extent.header_offset + at.descriptor_offset, .index = first, .value = sectors, .expected = extent.device.length });
     }
-    _ = try checker.claim("descriptor", first * sector, sectors * sector, none);
+    _ = try checker.claim("descriptor", first * sector, sectors * sector);
     if (first != 1)
         try checker.findings.put(.note, "descriptor", "the descriptor is at sector {value}, readers look for it at sector {expected}", .{ .offset = extent.header_offset + at.descriptor_offset, .value = first, .expected = 1 });
 }
@@ -63,7 +62,7 @@ fn descriptor(checker: *Checker) block.Error!void {
 fn footer(checker: *Checker) block.Error!void {
     const extent = checker.extent;
     const start = extent.header_offset - sector;
-    _ = try checker.claim("footer", start, 3 * sector, none);
+    _ = try checker.claim("footer", start, 3 * sector);
     var front: [sector]u8 = undefined;
     try extent.device.readPadded(0, &front);
     const at = format.header;
@@ -83,32 +82,30 @@ fn footer(checker: *Checker) block.Error!void {
 
 fn seSparse(checker: *Checker) block.Error!void {
     const names = sparse.sesparse;
-    _ = try checker.claim("constant header", 0, sector, none);
-    inline for (.{
+    _ = try checker.claim("constant header", 0, sector);
+    const regions = [_]struct { []const u8, u8 }{
         .{ "volatile header", names.volatile_header },
         .{ "journal header", names.journal_header },
         .{ "journal", names.journal },
         .{ "free bitmap", names.free_bitmap },
         .{ "back map", names.backmap },
-    }) |one| try region(checker, one[0], one[1]);
+    };
+    for (regions) |one| try region(checker, one[0], one[1]);
 }
 
-/// A structure that the constant header names by its first sector and its size.
-noinline fn regionBounds(checker: *Checker, at: usize) ?struct { u64, u64 } {
+/// A structure that the constant header names by its first sector and its size, both at `at`.
+fn region(checker: *Checker, name: []const u8, at: usize) block.Error!void {
     const extent = checker.extent;
     const first = extent.int(u64, at);
     const sectors = extent.int(u64, at + 8);
-    if (first > checker.sectors or sectors > checker.sectors) return null;
-    return .{ first * sector, sectors * sector };
-}
-
-fn region(checker: *Checker, comptime name: []const u8, at: usize) block.Error!void {
-    const offset, const bytes = regionBounds(checker, at) orelse
-        return checker.findings.put(.corruption, name, name ++ " of {value} sectors at sector {index} is not in the file, which has {expected} bytes", .{
-            .offset = at,
-            .index = checker.extent.int(u64, at),
-            .value = checker.extent.int(u64, at + 8),
-            .expected = checker.extent.device.length,
-        });
-    _ = try checker.claim(name, offset, bytes, none);
+    if (first <= checker.sectors and sectors <= checker.sectors) {
+        _ = try checker.claim(name, first * sector, sectors * sector);
+        return;
+    }
+    try checker.findings.add(
+        .corruption,
+        .{ .structure = name, .offset = at, .index = first, .value = sectors, .expected = checker.sectors },
+        "{s} of {d} sectors at sector {d} is not in the file, which has {d} sectors",
+        .{ name, sectors, first, checker.sectors },
+    );
 }

@@ -67,16 +67,17 @@ pub const Checker = struct {
     used: u64 = 0,
 
     /// Take `bytes` at byte `offset` for a structure; answers whether they are inside the file and nobody else's.
-    pub fn claim(self: *Checker, comptime name: []const u8, offset: u64, bytes: u64, index: u64) block.Error!bool {
+    pub noinline fn claim(self: *Checker, name: []const u8, offset: u64, bytes: u64) block.Error!bool {
         if (bytes == 0) return true;
         const first = offset / sector;
         const count = (bytes +| (sector - 1)) / sector;
         if (first >= self.sectors or count > self.sectors - first) {
-            try self.findings.put(.corruption, name, name ++ " at byte {offset} ends at byte {value}, file has {expected}", .{ .offset = offset, .index = index, .value = offset +| bytes, .expected = self.extent.device.length });
+            const length = self.extent.device.length;
+            try self.findings.add(.corruption, .{ .structure = name, .offset = offset, .value = offset +| bytes, .expected = length }, "{s} at byte {d} ends at byte {d}, file has {d}", .{ name, offset, offset +| bytes, length });
             return false;
         }
         if (self.metadata.any(first, count)) {
-            try self.findings.put(.corruption, name, name ++ " at byte {offset}, {value} bytes, overlaps another structure", .{ .offset = offset, .index = index, .value = bytes });
+            try self.findings.add(.corruption, .{ .structure = name, .offset = offset, .value = bytes }, "{s} at byte {d}, {d} bytes, overlaps another structure", .{ name, offset, bytes });
             return false;
         }
         self.metadata.add(first, count) catch return error.NoMemory;
@@ -89,12 +90,12 @@ pub const Checker = struct {
         if (needed > extent.directory_entries)
             try self.findings.put(.corruption, "grain directory", "the grain directory has {value} entries, the disk needs {expected}", .{ .offset = extent.directory, .value = extent.directory_entries, .expected = needed });
         const bytes = extent.directory_entries * extent.entryBytes();
-        _ = try self.claim("grain directory", extent.directory, bytes, none);
+        _ = try self.claim("grain directory", extent.directory, bytes);
         var redundant = extent.redundant;
         if (redundant) |offset| if (offset == extent.directory) {
             // One directory that is named twice.
             redundant = null;
-        } else if (!try self.claim("redundant grain directory", offset, bytes, none)) {
+        } else if (!try self.claim("redundant grain directory", offset, bytes)) {
             redundant = null;
         };
         // Tables are claimed before any grain, so that a grain over a table is found wherever the two stand.
@@ -133,12 +134,12 @@ pub const Checker = struct {
         return self.extent.entry(try self.tables.table.bytes(at, format.entry_size));
     }
 
-    fn claimTables(self: *Checker, index: u64, redundant: ?u64) block.Error!void {
+    noinline fn claimTables(self: *Checker, index: u64, redundant: ?u64) block.Error!void {
         const extent = self.extent;
         const value = try self.tables.entry(extent, extent.directory, index);
         const bytes = extent.tableBytes();
         const table: ?u64 = switch (extent.table(value)) {
-            .data => |offset| if (try self.claim("grain table", offset, bytes, index)) offset else null,
+            .data => |offset| if (try self.claim("grain table", offset, bytes)) offset else null,
             .invalid => blk: {
                 try self.findings.put(.corruption, "grain directory", "entry {index} of the grain directory is {value:x}, which is no grain table", .{ .offset = extent.directory, .index = index, .value = value });
                 break :blk null;
@@ -152,7 +153,7 @@ pub const Checker = struct {
             return self.findings.put(.corruption, "redundant grain directory", "entry {index} of the redundant grain directory is {value}, that of the grain directory {expected}", .{ .offset = copy_directory, .index = index, .value = copy, .expected = value });
         // Some writers keep the tables once and let both directories point to them.
         if (copy == value) return;
-        if (!try self.claim("redundant grain table", copy * sector, bytes, index)) return;
+        if (!try self.claim("redundant grain table", copy * sector, bytes)) return;
         try self.compare(table orelse return, copy * sector, index);
     }
 
@@ -173,7 +174,7 @@ pub const Checker = struct {
     }
 
     /// In a stream whose directory is at the end, a marker says what follows.
-    pub fn tableMarker(self: *Checker, table: ?u64, kind: format.MarkerKind, bytes: u64) block.Error!void {
+    pub noinline fn tableMarker(self: *Checker, table: ?u64, kind: format.MarkerKind, bytes: u64) block.Error!void {
         const place = table orelse return;
         const extent = self.extent;
         if (extent.header_offset == 0 or !extent.markers or place < 2 * sector) return;
@@ -189,7 +190,7 @@ pub const Checker = struct {
             try self.findings.put(.note, "marker", "the marker at byte {offset} does not announce the {expected} sectors that follow it: type {value}", .{ .offset = at, .value = found, .expected = wanted });
     }
 
-    fn grains(self: *Checker, index: u64) block.Error!void {
+    noinline fn grains(self: *Checker, index: u64) block.Error!void {
         const extent = self.extent;
         const table = switch (extent.table(try self.tables.entry(extent, extent.directory, index))) {
             .data => |offset| offset,
