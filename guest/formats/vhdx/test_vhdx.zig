@@ -12,6 +12,7 @@ const mib = format.mib;
 /// A disk as a good writer would have it: log at 1 MiB, metadata at 2 MiB, BAT at 3 MiB, blocks of 1 MiB from 4 MiB on.
 pub const Builder = struct {
     bytes: []u8,
+    log_at: usize,
 
     pub const log_offset = mib;
     pub const metadata_offset = 2 * mib;
@@ -30,12 +31,14 @@ pub const Builder = struct {
         /// Whether the header says that the log is in use.
         logged: bool = false,
         log_length: u32 = mib,
+        /// Where the log lies.
+        log_at: usize = log_offset,
     };
 
     pub fn init(options: Options) !Builder {
         const bytes = try testing.allocator.alloc(u8, first_block + options.blocks * mib);
         @memset(bytes, 0);
-        var self: Builder = .{ .bytes = bytes };
+        var self: Builder = .{ .bytes = bytes, .log_at = options.log_at };
         self.put(0, format.file_signature);
         for (format.header_offsets, 1..) |at, sequence| {
             self.put(at, format.header_signature);
@@ -43,7 +46,7 @@ pub const Builder = struct {
             if (options.logged) self.put(at + 48, &log_guid);
             self.int(u16, at + 66, format.header_version);
             self.int(u32, at + 68, options.log_length);
-            self.int(u64, at + 72, log_offset);
+            self.int(u64, at + 72, options.log_at);
             self.seal(at, format.header_size);
         }
         for (format.region_table_offsets) |at| {
@@ -106,7 +109,7 @@ pub const Builder = struct {
 
     /// An entry of the log at sector `at` with one descriptor: what is at `source` of `data`, or zeros.
     pub fn log(self: Builder, at: usize, tail: u32, sequence: u64, offset: u64, data: ?*const [4096]u8) void {
-        const start = log_offset + at * 4096;
+        const start = self.log_at + at * 4096;
         const size: usize = if (data == null) 4096 else 8192;
         self.put(start, format.log_signature);
         self.int(u32, start + 8, @intCast(size));
