@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.differential.oracle import make, qemu_img, qemu_io
 from tests.images import qcow2_writer as q
-from tests.images import raw_writer, vhd_writer
+from tests.images import raw_writer, vhd_writer, vhdx_writer
 
 SEED = 20_261_122
 KIB, MIB = 1 << 10, 1 << 20
@@ -168,6 +168,31 @@ def vpc_recipes() -> Iterator[Recipe]:
     yield by_writer("vpc-bat-larger", "vpc", extra)
 
 
+# -- vhdx -----------------------------------------------------------------------------------------------------
+
+
+def by_vhdx(name: str, image: vhdx_writer.Vhdx) -> Recipe:
+    """An image that the writer of sparse files describes."""
+
+    def write(path: Path) -> None:
+        image.write(path)
+
+    return Recipe(name, "vhdx", write)
+
+
+def vhdx_recipes() -> Iterator[Recipe]:
+    rng = random.Random(SEED + 3)
+    for size, block in ((MIB, 8), (3 * MIB, 8), (40 * MIB, 1), (5 << 30, 1), (1 << 40, 32)):
+        io = patterns(rng, min(size, 30 * MIB), zero_writes=False)
+        yield by_qemu(f"vhdx-dynamic-{size}-{block}M", "vhdx", size, f"block_size={block}M", io)
+    yield by_qemu("vhdx-empty", "vhdx", 64 * MIB)
+    yield by_qemu("vhdx-fixed", "vhdx", 6 * MIB, "subformat=fixed,block_size=2M", ("write -P 3 0 4096",))
+    blocks = {0: vhdx_writer.Block(), 3: vhdx_writer.Block(vhdx_writer.ZERO), 4: vhdx_writer.Block()}
+    yield by_vhdx("vhdx-own", vhdx_writer.Vhdx(5 * MIB + 512, blocks=blocks))
+    twins = vhdx_writer.Vhdx(5 * MIB, blocks=blocks, sequences=(9, 9))
+    yield by_vhdx("vhdx-twin-headers", twins)
+
+
 # -- qcow2 ----------------------------------------------------------------------------------------------------
 
 
@@ -294,7 +319,7 @@ def written_qcow2_recipes() -> Iterator[Recipe]:
 
 def all_recipes() -> list[Recipe]:
     """Every image of the matrix, in a fixed order."""
-    return [*raw_recipes(), *vpc_recipes(), *qcow2_recipes()]
+    return [*raw_recipes(), *vpc_recipes(), *vhdx_recipes(), *qcow2_recipes()]
 
 
 def probed_as(recipe: Recipe, path: str) -> tuple[str, ...]:

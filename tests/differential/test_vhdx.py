@@ -194,6 +194,8 @@ def test_replay(kind: str, ours: Ours, tmp_path: Path) -> None:
     assert dirty_info.json["dirty-flag"] is True
     assert dirty_info.json["pyvmm"]["vhdx"]["log-state"] == "dirty"
     assert dirty_info.json["pyvmm"]["vhdx"]["present-blocks"] == 2
+    entries = {"later-wins": 2, "wraps": 2}.get(kind, 1)
+    assert dirty_info.json["pyvmm"]["vhdx"]["log-entries"] == entries
     checked = ours.run("check", "--output=json", str(dirty))
     assert checked.rc == 0, explain(checked)
     assert checked.json["pyvmm"]["dirty"] is True

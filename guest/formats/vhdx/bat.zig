@@ -121,9 +121,14 @@ pub const Table = struct {
     /// The entry at `index` (below `layout.entries`).
     pub fn entry(self: *Table, index: u64) block.Error!u64 {
         std.debug.assert(index < self.layout.entries);
-        if (index < self.first or index - self.first >= self.count) try self.load(index);
+        if (!self.holds(index)) try self.load(index);
         const start: usize = @intCast((index - self.first) * format.entry_size);
         return std.mem.readInt(u64, self.window[start..][0..8], .little);
+    }
+
+    /// Whether the entry is in the window.
+    pub fn holds(self: *const Table, index: u64) bool {
+        return index >= self.first and index - self.first < self.count;
     }
 
     fn load(self: *Table, index: u64) block.Error!void {

@@ -97,6 +97,9 @@ pub fn check(context: image.Context, findings: *Findings, parts: Parts, report: 
     report.clusters_inside = walk.inside;
 }
 
+/// MiB that qemu leaves free between its tables and the first block.
+const usual_gap = 8;
+
 const Walk = struct {
     findings: *Findings,
     parts: Parts,
@@ -208,11 +211,9 @@ const Walk = struct {
         if (self.old_unmapped.number > 0) try self.findings.put(.note, "BAT", "{value} blocks are unmapped in the way of version 0.95 of the format, the first by the entry at byte {offset}", .{ .offset = self.old_unmapped.first, .value = self.old_unmapped.number });
         if (self.stray_bitmaps.number > 0) try self.findings.put(.note, "BAT", "{value} BAT entries of sector bitmap blocks are not zero although the disk has no parent, the first at byte {offset}", .{ .offset = self.stray_bitmaps.first, .value = self.stray_bitmaps.number });
         const units = self.units orelse return;
+        // What lies behind the last block is where the file grows.
         const gaps = units.unmarked();
-        const tail = self.parts.device.length -| units.count * format.mib;
-        const first = gaps.first orelse units.count;
-        const bytes = gaps.count * format.mib + tail;
-        if (bytes > 0) try self.findings.put(.note, "file", "{value} bytes of the file belong to nothing, the first of them at byte {offset}", .{ .offset = first * format.mib, .value = bytes });
+        if (gaps.count > usual_gap) try self.findings.put(.note, "file", "{value} bytes between the blocks belong to nothing, the first of them at byte {offset}", .{ .offset = gaps.first.? * format.mib, .value = gaps.count * format.mib });
     }
 
     /// Each chunk with a partially present block has its bitmap block.

@@ -54,12 +54,17 @@ pub const Segments = struct {
         return @min(number * layout.block_size, layout.virtual_size) - start;
     }
 
+    /// Runs end with what is loaded of the table, so that whoever wants a few bytes does not read all of it.
+    fn isAtHand(self: *const Segments, number: u64) bool {
+        return number < self.table.layout.blocks and self.table.holds(self.table.layout.payloadEntry(number));
+    }
+
     /// All blocks from `number` on that follow one another in the file.
     fn presentRun(self: *Segments, start: u64, number: u64, offset: u64) block.Error!image.Segment {
         const layout = &self.table.layout;
         var expected = offset - start % layout.block_size;
         var next = number + 1;
-        while (next < layout.blocks) : (next += 1) {
+        while (self.isAtHand(next)) : (next += 1) {
             const value = try self.table.entry(layout.payloadEntry(next));
             expected += layout.block_size;
             if (format.State.of(value) != .fully_present or bat.offsetOf(value) != expected) break;
@@ -72,7 +77,7 @@ pub const Segments = struct {
         const layout = &self.table.layout;
         const kind = kindOf(try self.table.entry(layout.payloadEntry(number))).?;
         var next = number + 1;
-        while (next < layout.blocks) : (next += 1) {
+        while (self.isAtHand(next)) : (next += 1) {
             if (kindOf(try self.table.entry(layout.payloadEntry(next))) != kind) break;
         }
         return .{ .start = start, .length = self.upTo(start, next), .kind = kind };

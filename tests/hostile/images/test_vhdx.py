@@ -6,6 +6,7 @@ at 2 MiB, BAT at 3 MiB, blocks at 4 and 5 MiB.
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,11 @@ def _second_table(file: File) -> None:
     file.put_int(v.REGION_TABLES[1] + 32, 8, 8 * MIB)
 
 
+def _far_block(file: File) -> None:
+    file.put_int(BAT + 16, 8, 25 * MIB | 6)
+    file.length = 26 * MIB
+
+
 CORRUPT = {
     "two-blocks-in-one-place": (_bat(2, FIRST | 6), "block 2 at byte 4194304 overlaps another block"),
     "block-in-the-header-section": (_bat(2, 6), "block 2 lies at byte 0, in the header section"),
@@ -235,7 +241,7 @@ NOTED = {
     "item-reserved": (_int(METADATA + 60, 4, 9), "metadata item 0: reserved bits are set"),
     "item-not-required": (_int(METADATA + 56, 4, 0), "metadata item 0 is known and must be required"),
     "parameters-reserved": (_int(ITEMS + 4, 4, 8), "reserved bits 8 are set"),
-    "gap": (_bat(2, 0), "1048576 bytes of the file belong to nothing, the first of them at byte 5242880"),
+    "gap": (_far_block, "20971520 bytes between the blocks belong to nothing, the first of them at byte 5242880"),
 }
 
 
@@ -569,6 +575,24 @@ def test_instar_sequence_number_at_its_end(ours: Ours, tmp_path: Path) -> None:
     path = plain(sequences=(ONES8 - 1, ONES8)).write(tmp_path / "image")
     facts = asked(ours, "info", path).json["pyvmm"]["vhdx"]
     assert (facts["header"], facts["header-sequence"]) == (2, ONES8)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_flips(seed: int, ours: Ours, tmp_path: Path) -> None:
+    """Random bytes in random structures, with the checksums right so that they are looked at."""
+    dice = random.Random(seed)
+    image = child() if seed % 3 else plain(log=[_log(), _log(sequence=8)])
+    file = image.build()
+    starts = [*v.HEADERS, *v.REGION_TABLES, image.metadata_offset, image.metadata_offset + v.ITEMS, image.bat_offset]
+    starts += [MIB + 4096 * sector for sector in range(4)]
+    for _ in range(dice.randint(1, 6)):
+        at = dice.choice(starts) + dice.choice([dice.randrange(16), dice.randrange(80), dice.randrange(300)])
+        file.put(at, bytes([dice.choice([0, 1, 0x7F, 0x80, 0xFF, dice.randrange(256)])]))
+    if dice.random() < 0.8:
+        file.seal()
+        for sector in (0, 2):
+            file.put(MIB + 4096 * sector, v.sealed(file.get(MIB + 4096 * sector, 8192)))
+    survives(ours, file.write(tmp_path / "image"), "vhdx")
 
 
 def test_work_is_bounded_by_the_file(ours: Ours, tmp_path: Path) -> None:
