@@ -49,7 +49,7 @@ class ForeignAnswer:
     messages: tuple[ForeignMessage, ...]
 
 
-def _directories(paths: Iterable[Path]) -> tuple[str, ...]:
+def _directories(paths: Path | Iterable[Path]) -> tuple[str, ...]:
     """Paths as text; a single one is no list of its letters."""
     return tuple(map(os.fsdecode, (paths,) if isinstance(paths, (str, bytes, os.PathLike)) else paths))
 
@@ -112,7 +112,7 @@ class Machine:
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         qemu_version: str = DEFAULT_QEMU_VERSION,
         chain: bool = False,
-        allow_dirs: Iterable[Path] = (),
+        allow_dirs: Path | Iterable[Path] = (),
         backing_chain: bool = False,
     ) -> InfoReport:
         """What an image is, and what it refers to.  See :func:`vmm.operations.info.info`."""
@@ -137,7 +137,7 @@ class Machine:
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         size: int | str | None = None,
         chain: bool = False,
-        allow_dirs: Iterable[Path] = (),
+        allow_dirs: Path | Iterable[Path] = (),
         **options: OptionValue,
     ) -> MeasureReport:
         """How large the file of a conversion would be, in bytes.  See :func:`vmm.operations.measure.measure`.
@@ -164,7 +164,7 @@ class Machine:
         *,
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         chain: bool = False,
-        allow_dirs: Iterable[Path] = (),
+        allow_dirs: Path | Iterable[Path] = (),
     ) -> CheckReport:
         """Whether an image is consistent.  See :func:`vmm.operations.check.check`."""
         from vmm.operations.check import check as run
@@ -269,7 +269,7 @@ def info(
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     qemu_version: str = DEFAULT_QEMU_VERSION,
     chain: bool = False,
-    allow_dirs: Iterable[Path] = (),
+    allow_dirs: Path | Iterable[Path] = (),
     backing_chain: bool = False,
     timeout: float | None = None,
     limits: Limits | None = None,
@@ -299,7 +299,7 @@ def measure(
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     size: int | str | None = None,
     chain: bool = False,
-    allow_dirs: Iterable[Path] = (),
+    allow_dirs: Path | Iterable[Path] = (),
     timeout: float | None = None,
     limits: Limits | None = None,
     **options: OptionValue,
@@ -322,7 +322,7 @@ def check(
     *,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     chain: bool = False,
-    allow_dirs: Iterable[Path] = (),
+    allow_dirs: Path | Iterable[Path] = (),
     timeout: float | None = None,
     limits: Limits | None = None,
 ) -> CheckReport:

@@ -228,8 +228,10 @@ class Chain:
             try:
                 wanted = self._wanted(session, format, qemu_version)
             except RefusedError as error:
-                # About the content of one of the files: what comes behind it is not known.
-                self._give_up(error, strict)
+                # What comes behind a file that is refused is not known.  The first one is the operation's to judge: a
+                # check may well answer.
+                if isinstance(error, ReferenceRefusedError) or error.details.get("file") != self._files[0].name:
+                    self._give_up(error, strict)
                 return
             for key in given_up:
                 wanted.pop(key, None)
