@@ -50,7 +50,7 @@ class ForeignAnswer:
     messages: tuple[ForeignMessage, ...]
 
 
-def _directories(paths: Iterable[Path]) -> tuple[str, ...]:
+def _directories(paths: Path | Iterable[Path]) -> tuple[str, ...]:
     """Paths as text; a single one is no list of its letters."""
     return tuple(map(os.fsdecode, (paths,) if isinstance(paths, (str, bytes, os.PathLike)) else paths))
 
@@ -113,7 +113,7 @@ class Machine:
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         qemu_version: str = DEFAULT_QEMU_VERSION,
         chain: bool = False,
-        allow_dirs: Iterable[Path] = (),
+        allow_dirs: Path | Iterable[Path] = (),
         backing_chain: bool = False,
     ) -> InfoReport:
         """What an image is, and what it refers to.  See :func:`vmm.operations.info.info`."""
@@ -138,7 +138,7 @@ class Machine:
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         size: int | str | None = None,
         chain: bool = False,
-        allow_dirs: Iterable[Path] = (),
+        allow_dirs: Path | Iterable[Path] = (),
         **options: OptionValue,
     ) -> MeasureReport:
         """How large the file of a conversion would be, in bytes.  See :func:`vmm.operations.measure.measure`.
@@ -165,7 +165,7 @@ class Machine:
         *,
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         chain: bool = False,
-        allow_dirs: Iterable[Path] = (),
+        allow_dirs: Path | Iterable[Path] = (),
     ) -> CheckReport:
         """Whether an image is consistent.  See :func:`vmm.operations.check.check`."""
         from vmm.operations.check import check as run
@@ -301,7 +301,7 @@ def info(
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     qemu_version: str = DEFAULT_QEMU_VERSION,
     chain: bool = False,
-    allow_dirs: Iterable[Path] = (),
+    allow_dirs: Path | Iterable[Path] = (),
     backing_chain: bool = False,
     timeout: float | None = None,
     limits: Limits | None = None,
@@ -331,7 +331,7 @@ def measure(
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     size: int | str | None = None,
     chain: bool = False,
-    allow_dirs: Iterable[Path] = (),
+    allow_dirs: Path | Iterable[Path] = (),
     timeout: float | None = None,
     limits: Limits | None = None,
     **options: OptionValue,
@@ -354,7 +354,7 @@ def check(
     *,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     chain: bool = False,
-    allow_dirs: Iterable[Path] = (),
+    allow_dirs: Path | Iterable[Path] = (),
     timeout: float | None = None,
     limits: Limits | None = None,
 ) -> CheckReport:

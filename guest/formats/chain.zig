@@ -42,7 +42,7 @@ pub fn Chain(comptime registry: type) type {
         }
 
         fn driverOf(context: image.Context, given: image.Given) block.Error!*const image.Driver {
-            const found = if (given.format) |name| registry.byName(context, name) else registry.detect(context, given.device);
+            const found = if (given.format) |name| registry.byName(context, formatOf(name)) else registry.detect(context, given.device);
             return found catch |reason| blame(context, reason);
         }
 
@@ -56,6 +56,11 @@ pub fn Chain(comptime registry: type) type {
             return kept.asQemuSees();
         }
     };
+}
+
+/// The format that an image states for the file behind it: QEMU's driver of plain files reads them as raw.
+pub fn formatOf(name: []const u8) []const u8 {
+    return if (std.mem.eql(u8, name, "file")) "raw" else name;
 }
 
 fn behind(context: image.Context) block.DeviceError!?image.Given {

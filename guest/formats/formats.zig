@@ -31,7 +31,8 @@ pub const qcow2 = @import("qcow2/qcow2.zig");
 pub const vmdk = @import("vmdk/vmdk.zig");
 pub const content = @import("content/content.zig");
 /// Images with what stands behind them.
-pub const Chain = @import("chain.zig").Chain;
+pub const chain = @import("chain.zig");
+pub const Chain = chain.Chain;
 
 /// Every format.  The order breaks ties of equal probe scores; raw is last because it fits everything.
 pub const drivers: []const image.Driver = &([_]image.Driver{

@@ -136,7 +136,7 @@ pub fn dataSize(context: image.Context, source: image.Image, unit: u64) block.Er
                 return context.diagnostic.refuse(
                     .needs_reference,
                     .{ .format = source.driver, .structure = "virtual disk", .offset = segment.start },
-                    "{s}: what byte {d} of the disk holds is in the backing file, which is not followed",
+                    "{s}: what byte {d} of the disk holds is in the backing file, which only --chain follows",
                     .{ source.driver, segment.start },
                 );
             },

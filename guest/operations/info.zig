@@ -18,11 +18,14 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
     var context = run.context();
     context.files = run.files(request.files);
     var format = request.format;
+    // What an image behind the first one is called by the one that names it.
+    var stated: ?[]const u8 = null;
     if (request.image) |number| if (number > 0) {
         const files = request.files orelse &.{};
         if (number > files.len) return run.diagnostic.refuse(.invalid_option, .{ .value = number, .limit = files.len }, "there is no image {d} among {d} files", .{ number, files.len });
         context.number = @intCast(number);
-        format = files[@intCast(number - 1)].format;
+        stated = files[@intCast(number - 1)].format;
+        format = if (stated) |name| formats.chain.formatOf(name) else null;
         run.diagnostic.device = number;
     };
     const device = try run.device(context.number);
@@ -39,6 +42,7 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
         .dirty_flag = false,
     };
     try fill(context, device, run.sink(), &report);
+    if (stated) |name| report.format = name;
     try otherFormats(run, &probed.probe, driver, format == null);
     try content(run, context, device, driver, &report);
     try run.emitLarge(report);

@@ -41,7 +41,7 @@ const Walk = struct {
 
     fn look(self: *Walk, context: image.Context, format: ?[]const u8) sdk.Error!void {
         const device = try self.run.device(context.number);
-        const driver = if (format) |name| try registry.byName(context, name) else try registry.detect(context, device);
+        const driver = if (format) |name| try registry.byName(context, formats.chain.formatOf(name)) else try registry.detect(context, device);
         const references = driver.references orelse return;
         return references(context, device, .{ .context = self, .deliver = deliver });
     }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ForeignImages, foreign_source
-from tests.differential.oracle import comparable
+from tests.differential.oracle import TIMED_OUT, comparable
 from tests.differential.ours import Ours, explain
 
 pytestmark = pytest.mark.kvm
@@ -71,6 +71,34 @@ def test_recorded_answer(
         assert answer.rc in (1, 63), explain(answer)
         error = json.loads(answer.stdout)["error"]
         assert error.get("guest-code", error["code"]) in ("unsupported", "no-checks"), explain(answer)
+    else:
+        assert answer.rc == recorded["rc"], f"{explain(answer)}\nqemu-img: {recorded}"
+        if "json" in recorded:
+            assert comparable(answer.json) == comparable(recorded["json"])
+
+
+#: Differences that are none once references are followed.
+FOLLOWED = ("reference-needed", "reference-not-opened")
+
+
+@pytest.mark.skipif(not CASES, reason="no foreign images (PYVMM_IMAGES)")
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [case for case in CASES if _driver(case[0]) in BUILT],
+    ids=["/".join(case) for case in CASES if _driver(case[0]) in BUILT],
+)
+def test_recorded_answer_with_chain(
+    name: str, command: str, ours: Ours, foreign_images: ForeignImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = EXPECTED[name]["answers"][RELEASE][command]
+    path = foreign_images.root / name
+    monkeypatch.chdir(path.parent)
+    answer = ours.run(*EXPECTED[name]["argv"][command], "--chain")
+    difference = _known_difference(name, command)
+    if recorded["rc"] == TIMED_OUT:
+        assert json.loads(answer.stdout)["error"]["reason"] == "loop"
+    elif difference is not None and difference[0] not in FOLLOWED:
+        assert answer.rc == difference[1], explain(answer)
     else:
         assert answer.rc == recorded["rc"], f"{explain(answer)}\nqemu-img: {recorded}"
         if "json" in recorded:

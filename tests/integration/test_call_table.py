@@ -71,7 +71,7 @@ def test_devices_are_told_apart(exerciser: Exerciser) -> None:
     assert (ran.answers[0]["data"], ran.answers[1]["data"]) == (b"two", b"one")
 
 
-def test_seventeen_devices(exerciser: Exerciser) -> None:
+def test_as_many_devices_as_there_can_be(exerciser: Exerciser) -> None:
     contents = [bytes([number]) * (100 + number) for number in range(ct.MAX_DEVICES)]
     steps = [_read(99, 1, number) for number in range(ct.MAX_DEVICES)]
     ran = exerciser.run(steps, *contents)

@@ -22,9 +22,10 @@ from calltable.messages import (
     InfoLuksSlot,
     InfoSnapshot,
     Measure,
+    References,
 )
-from tests.unit.fake import FakeRunner
-from vmm.boundary import Failure, FailureKind, Job, Limits, LogEvent, ProgressEvent
+from tests.unit.fake import FakeRunner, payload
+from vmm.boundary import Failure, FailureKind, Job, Limits, LogEvent, MessageEvent, ProgressEvent
 from vmm.cbor import decode, encode
 from vmm.errors import DebuggerError
 from vmm.operations import session as session_module
@@ -87,6 +88,24 @@ def test_a_debugger_is_waited_for_before_each_run(image: str) -> None:
     assert [job.debugger for job in runner.jobs] == [41, 42]
     measure(Session(runner), image)
     assert runner.jobs[-1].debugger is None
+
+
+def test_what_resolves_references_runs_unseen(image: str) -> None:
+    """The package's own ELF whatever --op-elf says, no debugger, no progress; then the operation, as it was asked for."""
+    runner = FakeRunner()
+
+    def answer(_: Job) -> None:
+        message = MEASURE if len(runner.jobs) > 1 else References(files=1)
+        runner.events = [MessageEvent(payload(message))]
+
+    runner.act = answer
+    session = Session(runner, elf=b"mine", await_debugger=lambda: 41, on_progress=lambda *_: None)
+    assert measure(session, image, chain=True).required == 1
+    first, second = runner.jobs
+    assert (first.elf, first.debugger, first.progress) == (b"references", None, False)
+    assert decode(first.request) == {"files": []}
+    assert (second.elf, second.debugger, second.progress) == (b"mine", 41, True)
+    assert decode(second.request) == {"target": "raw", "files": []}
 
 
 def test_measure_by_size() -> None:

@@ -13,7 +13,7 @@ HEAVY = (
     *("argparse", "ast", "cffi", "contextlib", "ctypes", "dataclasses", "decimal", "elftools", "enum"),
     *("gettext", "importlib.metadata", "inspect", "json", "logging", "pathlib", "pyroute2", "random", "re"),
     *("shlex", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "uuid", "zstandard"),
-    *("vmm.devices.script", "vmm.devices.trace", "vmm.replay"),
+    *("vmm.devices.script", "vmm.devices.trace", "vmm.operations.chain", "vmm.replay"),
 )
 
 PROGRAM = """

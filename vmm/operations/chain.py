@@ -14,7 +14,7 @@ import stat
 from calltable import MAX_DEVICES
 from calltable.messages import ChainFile, ChainReference, References, ReferencesRequest
 from vmm.boundary import DeviceSpec
-from vmm.errors import FileError, GuestFailedError, ReferenceRefusedError
+from vmm.errors import FileError, GuestFailedError, ReferenceRefusedError, RefusedError
 from vmm.host import system
 from vmm.operations.files import InputFile, close, file_error, os_reason
 from vmm.operations.names import combine_path, components, has_protocol
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from calltable.message import Message
     from vmm.operations.session import Session
+
+    #: Owner, kind and index of a reference.
+    Key = tuple[int, str, int]
 
 #: References between the first image and the last file.
 MAX_DEPTH = 16
@@ -127,7 +130,7 @@ class _File:
         self.depth = 0
 
     @property
-    def key(self) -> tuple[int, str, int]:
+    def key(self) -> Key:
         return (self.owner, self.kind, self.index)
 
 
@@ -147,6 +150,8 @@ class Chain:
             self._resolve |= system.RESOLVE_NO_SYMLINKS
         self._roots: list[Root] = []
         self._files: list[_File] = []
+        #: What was not followed, where that is no error.
+        self.refusals: list[RefusedError] = []
         try:
             for path in (os.path.dirname(image.path) or ".", *allow_dirs):
                 self._roots.append(Root(path))
@@ -202,30 +207,58 @@ class Chain:
 
     # Resolving.
 
-    def resolve(self, session: Session, *, format: str | None = None, qemu_version: str | None = None) -> None:  # noqa: A002
-        """Open everything that the image leads to, or raise.
+    def resolve(
+        self,
+        session: Session,
+        *,
+        format: str | None = None,  # noqa: A002  (qemu-img's word)
+        qemu_version: str | None = None,
+        strict: bool = True,
+    ) -> None:
+        """Open everything that the image leads to.
 
         :param format: driver name of the image; None: the guest detects it.
+        :param strict: raise for what cannot be followed; otherwise it goes to :attr:`refusals`, but for the extents of
+            a disk, without which there is none.
         :raises ReferenceRefusedError: a file may not or cannot be opened, or the chain is a loop, too deep or too long.
         :raises VmmError: see :mod:`vmm.errors`.
         """
+        given_up: set[Key] = set()
         for _ in range(MAX_DEPTH + 1):
-            wanted = self._wanted(session, format, qemu_version)
+            try:
+                wanted = self._wanted(session, format, qemu_version)
+            except RefusedError as error:
+                # What comes behind a file that is refused is not known.  The first one is the operation's to judge: a
+                # check may well answer.
+                if isinstance(error, ReferenceRefusedError) or error.details.get("file") != self._files[0].name:
+                    self._give_up(error, strict)
+                return
+            for key in given_up:
+                wanted.pop(key, None)
             if not wanted:
                 return
-            for alternatives in wanted.values():
-                self._follow(alternatives)
+            for key, alternatives in wanted.items():
+                try:
+                    self._follow(alternatives)
+                except ReferenceRefusedError as error:
+                    self._give_up(error, strict)
+                    given_up.add(key)
         raise GuestFailedError(f"the guest named further files after {MAX_DEPTH + 1} rounds")
+
+    def _give_up(self, error: RefusedError, strict: bool) -> None:
+        if strict or error.details.get("kind") == "extent":
+            raise error
+        self.refusals.append(error)
 
     def _wanted(
         self,
         session: Session,
         format: str | None,  # noqa: A002
         qemu_version: str | None,
-    ) -> dict[tuple[int, str, int], list[ChainReference]]:
+    ) -> dict[Key, list[ChainReference]]:
         """What the guest lacks, in its order: the alternatives of each reference."""
         known = {file.key for file in self._files}
-        wanted: dict[tuple[int, str, int], list[ChainReference]] = {}
+        wanted: dict[Key, list[ChainReference]] = {}
 
         def on_message(message: Message) -> None:
             assert isinstance(message, ChainReference)
@@ -269,8 +302,12 @@ class Chain:
             file.owner, file.kind, file.index = reference.owner, reference.kind, reference.index
             file.format = reference.format
             file.depth = owner.depth + 1
+            try:
+                self._refuse_loop(file, reference)
+            except ReferenceRefusedError:
+                close(file.fd)
+                raise
             self._files.append(file)
-            self._refuse_loop(file, reference)
             return
         what = _KINDS[first.kind]
         raise self._refused(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from calltable.messages import ChainFile
     from vmm.boundary import DeviceSpec
+    from vmm.errors import RefusedError
     from vmm.operations.chain import Chain, FollowedFile
     from vmm.operations.files import InputFile
     from vmm.operations.session import Session
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 class Alone:
     """An image whose references are not followed: what :class:`vmm.operations.chain.Chain` is where they are."""
 
-    __slots__ = ("_image",)
+    __slots__ = ("_image", "refusals")
 
     def __init__(self, image: InputFile) -> None:
         self._image = image
+        #: Nothing was asked for.
+        self.refusals: list[RefusedError] = []
 
     def devices(self) -> tuple[DeviceSpec, ...]:
         """The image's."""
@@ -60,10 +63,12 @@ def open_chain(
     follow_symlinks: bool = False,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     qemu_version: str | None = None,
+    strict: bool = True,
 ) -> Chain | Alone:
     """The devices of an operation on an image, and with ``follow`` all files that it leads to, opened and closed with
     the answer.
 
+    :param strict: what cannot be followed is an error.
     :raises UsageError: directories are allowed, and nothing is followed.
     :raises VmmError: see :meth:`vmm.operations.chain.Chain.resolve`.
     """
@@ -76,7 +81,7 @@ def open_chain(
 
     chain = Chain(image, allow_dirs=allowed, follow_symlinks=follow_symlinks)
     try:
-        chain.resolve(session, format=format, qemu_version=qemu_version)
+        chain.resolve(session, format=format, qemu_version=qemu_version, strict=strict)
     except BaseException:
         chain.close()
         raise

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from calltable.message import Message
+    from vmm.errors import VmmError
     from vmm.operations.chain import Chain, FollowedFile
     from vmm.operations.follow import Alone
     from vmm.operations.session import Session
@@ -124,9 +125,10 @@ def info(
 
     :param format: driver name; None: the guest detects it.
     :param qemu_version: release of qemu-img whose answer is wanted where releases differ.
-    :param chain: follow the files that the image names.
+    :param chain: follow the files that the image names, to see what lies on the disk; one that is not followed is a
+        note, as qemu-img describes an image without them, but for the extents of a disk.
     :param allow_dirs: directories below which they may lie, besides the image's own.
-    :param backing_chain: follow, and report on every image behind this one as well.
+    :param backing_chain: follow, and report on every image behind this one as well; all of them have to be there.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     version = None if qemu_version == DEFAULT_QEMU_VERSION else qemu_version
@@ -140,6 +142,7 @@ def info(
             follow_symlinks=follow_symlinks,
             format=format,
             qemu_version=version,
+            strict=backing_chain,
         ) as files:
             reports = []
             number: int | None = 0
@@ -147,9 +150,15 @@ def info(
                 reports.append(_describe(session, files, number, format, version))
                 number = files.behind(number) if backing_chain else None
             followed = files.followed()
-    if not followed:
+            notes = tuple(_not_followed(error) for error in files.refusals)
+    if not followed and not notes:
         return reports[0]
-    return replace(reports[0], followed=followed, backing_chain=tuple(reports[1:]))
+    first = reports[0]
+    return replace(first, notes=first.notes + notes, followed=followed, backing_chain=tuple(reports[1:]))
+
+
+def _not_followed(error: VmmError) -> InfoNote:
+    return InfoNote(code="not-followed", message=error.message, offset=None, length=None, value=None)
 
 
 def _describe(
