@@ -54,6 +54,7 @@ test {
     _ = @import("vhd/geometry.zig");
     _ = @import("qcow2/layout.zig");
     _ = @import("qcow2/test_create.zig");
+    _ = @import("vhdx/format.zig");
 }
 
 test "known and unknown destinations" {
