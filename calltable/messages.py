@@ -260,9 +260,9 @@ class CreateOptions(Message):
 
     ``lazy-refcounts``: qcow2
 
-    ``backing-file``: qcow2: name to write into the image; never opened
+    ``backing-file``: qcow2, vmdk, vpc, vhdx: name to write into the image; the file itself is the request's backing-device
 
-    ``backing-format``: qcow2: driver name of the backing file
+    ``backing-format``: qcow2, vmdk, vpc, vhdx: driver name of the backing file
 
     ``data-file``: qcow2: name of the external data file to write into the image; never opened by that name
 
@@ -446,7 +446,7 @@ class CreateRequest(Message):
 
     ``format``: qemu's driver name
 
-    ``size``: bytes of virtual disk
+    ``size``: bytes of virtual disk; absent: that of the backing file
 
     ``unix-time``: seconds since 1970-01-01 00:00 UTC, for formats that record when they were made; absent: their epoch
 
@@ -455,9 +455,13 @@ class CreateRequest(Message):
     ``entropy``: 32 bytes, what every other random part of the image is made of; absent: zeroes
 
     ``passphrase``: luks: what unlocks the first key slot
+
+    ``backing-device``: number of the device that holds the backing file; absent: it is not opened, and size is needed
+
+    ``backing-time``: seconds since 1970-01-01 00:00 UTC when the backing file was last changed, for formats that record it
     """
 
-    __slots__ = ("format", "size", "options", "unix_time", "uuid", "entropy", "passphrase")
+    __slots__ = ("format", "size", "options", "unix_time", "uuid", "entropy", "passphrase", "backing_device", "backing_time")
     NAME = "create-request"
     FIELDS = (
         Field("format", "format", "text", False, False, None),
@@ -467,6 +471,8 @@ class CreateRequest(Message):
         Field("uuid", "uuid", "bytes", True, False, None),
         Field("entropy", "entropy", "bytes", True, False, None),
         Field("passphrase", "passphrase", "bytes", True, False, None),
+        Field("backing-device", "backing_device", "uint", True, False, None),
+        Field("backing-time", "backing_time", "uint", True, False, None),
     )
     format: str
     size: int | None
@@ -475,6 +481,8 @@ class CreateRequest(Message):
     uuid: bytes | None
     entropy: bytes | None
     passphrase: bytes | None
+    backing_device: int | None
+    backing_time: int | None
 
     def __init__(
         self,
@@ -486,6 +494,8 @@ class CreateRequest(Message):
         uuid: bytes | None = None,
         entropy: bytes | None = None,
         passphrase: bytes | None = None,
+        backing_device: int | None = None,
+        backing_time: int | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -495,6 +505,8 @@ class CreateRequest(Message):
         put(self, "uuid", uuid)
         put(self, "entropy", entropy)
         put(self, "passphrase", passphrase)
+        put(self, "backing_device", backing_device)
+        put(self, "backing_time", backing_time)
 
 
 class CreateOption(Message):

@@ -32,7 +32,7 @@ pub const drivers: []const image.Driver = &([_]image.Driver{
 });
 
 /// What an operation wants of a format.
-pub const Purpose = enum { info, check, measure, map, resize, references };
+pub const Purpose = enum { info, check, measure, map, resize, references, create };
 
 /// The drivers with only the functions that `purpose` calls.  Everything else stays out of the operation's ELF.
 pub fn Registry(comptime purpose: Purpose) type {
@@ -41,11 +41,12 @@ pub fn Registry(comptime purpose: Purpose) type {
             var kept: [all.len]image.Driver = undefined;
             for (all, 0..) |driver, i| {
                 kept[i] = driver;
-                if (purpose != .info and purpose != .measure and purpose != .map) kept[i].open = null;
+                if (purpose != .info and purpose != .measure and purpose != .map and purpose != .create) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;
+                if (purpose != .create) kept[i].identity = null;
             }
             const frozen = kept;
             break :blk &frozen;

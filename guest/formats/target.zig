@@ -18,6 +18,20 @@ pub const Seed = struct {
     uuid: [16]u8 = @splat(0),
     /// What every other random part of the image (CIDs, GUIDs, salts, keys) is made of.
     entropy: [32]u8 = @splat(0),
+    /// The backing file of an overlay; null when there is none, and when it was not opened.
+    parent: ?Parent = null,
+};
+
+/// The backing file of a new overlay, as far as formats record it.
+pub const Parent = struct {
+    /// Driver name.
+    format: []const u8,
+    /// Bytes.
+    virtual_size: u64,
+    /// Null where the format has none.
+    identity: ?image.Identity,
+    /// When the file was last changed, in seconds since 1970-01-01 00:00 UTC.
+    unix_time: u64 = 0,
 };
 
 /// What is measured: an image, or an empty disk of so many bytes.

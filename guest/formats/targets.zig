@@ -8,6 +8,7 @@ const target = @import("target.zig");
 pub const Target = target.Target;
 pub const Options = target.Options;
 pub const Seed = target.Seed;
+pub const Parent = target.Parent;
 pub const Source = target.Source;
 pub const plan = @import("plan.zig");
 

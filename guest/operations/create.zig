@@ -1,4 +1,5 @@
-//! create: plan an empty image and write it to device 0 (and, for an external data file, to device 1).
+//! create: plan an empty image and write it to device 0 (and, for an external data file, to device 1).  The backing file
+//! of an overlay is read for its size and its identity.
 
 const sdk = @import("sdk");
 const block = @import("block");
@@ -12,15 +13,17 @@ comptime {
 }
 
 const targets = formats.targets;
+const registry = formats.Registry(.create);
 
 pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.CreateRequest);
     const context = run.context();
     const target = try targets.byName(.create, context, request.format);
-    const size = request.size orelse
-        return run.diagnostic.refuse(.invalid_option, .{ .format = target.name }, "{s}: Image creation needs a size parameter", .{target.name});
     const options: messages.CreateOptions = request.options orelse .{};
-    var planned = try target.plan(context, size, &options, try seed(run, request));
+    var from = try seed(run, request);
+    from.parent = try parent(run, request, options.backing_format);
+    const size = request.size orelse if (from.parent) |found| found.virtual_size else return run.diagnostic.refuse(.invalid_option, .{ .format = target.name }, "{s}: Image creation needs a size parameter", .{target.name});
+    var planned = try target.plan(context, size, &options, from);
     planned.progress = sdk.table.progress;
 
     if (planned.data_file_length != null and run.deviceCount() < 2) {
@@ -56,6 +59,32 @@ fn seed(run: *sdk.Run, request: messages.CreateRequest) sdk.Error!targets.Seed {
         @memcpy(&result.entropy, entropy.bytes);
     }
     return result;
+}
+
+/// What an overlay takes from its backing file; null when that is not opened.
+fn parent(run: *sdk.Run, request: messages.CreateRequest, given: ?[]const u8) sdk.Error!?targets.Parent {
+    const number = request.backing_device orelse return null;
+    // What is refused from here on is about that file.
+    run.subject = number;
+    const context = run.context();
+    const device = try run.device(@intCast(@min(number, 0xffff)));
+    const name = given orelse {
+        const found = try registry.detect(context, device);
+        run.subject = null;
+        return run.diagnostic.refuse(.invalid_option, .{ .format = found.name }, "Backing file specified without backing format (detected format of {s})", .{found.name});
+    };
+    const driver = try registry.byName(context, name);
+    const open = driver.open orelse
+        return run.diagnostic.refuse(.unsupported, .{ .format = driver.name }, "{s}: recognised, but this version cannot open it as a backing file", .{driver.name});
+    const image = try open(context, device);
+    const identity = if (driver.identity) |identify| try identify(context, device) else null;
+    run.subject = null;
+    return .{
+        .format = driver.name,
+        .virtual_size = image.virtual_size,
+        .identity = identity,
+        .unix_time = request.backing_time orelse 0,
+    };
 }
 
 /// An output: whatever it held would show through the places that no write touches.

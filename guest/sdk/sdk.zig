@@ -59,6 +59,7 @@ fn start(_: *const calltable.Table) callconv(.c) i64 {
     // Field by field: the text of the diagnostic is large, and would be a constant to copy from.
     var run: Run = undefined;
     run.status = 0;
+    run.subject = null;
     run.diagnostic.clear();
     root.operation(&run) catch |reason| {
         run.report(reason);
@@ -72,6 +73,8 @@ pub const Run = struct {
     diagnostic: block.Diagnostic,
     /// What the run ends with when `operation` returns: 0 answered.
     status: u32,
+    /// The device that a refusal is about, where that is not the first.
+    subject: ?u64,
 
     pub const Level = enum(u32) { err = 1, warning = 2, info = 3, debug = 4 };
 
@@ -172,7 +175,7 @@ pub const Run = struct {
             error.TooLarge => .{ .code = "too-large", .message = "a part of the report is too large" },
             error.Invalid => .{ .code = "invalid-option", .message = "the runtime refused an argument of the operation" },
         };
-        if (reason != error.Refused) message.device = device_file.failed;
+        message.device = if (reason == error.Refused) self.subject else device_file.failed;
         // Nothing is left to be done when even this does not fit.
         self.emit(message) catch {};
     }

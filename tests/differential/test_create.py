@@ -193,9 +193,13 @@ def test_data_file(more: str, ours: Ours, tmp_path: Path) -> None:
 def test_existing_file_is_replaced_whole(ours: Ours, tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"\xff" * (1 << 20))
-    assert ours.run("create", "-q", "-f", "qcow2", str(path), "1M").rc == 0
+    kept = ours.run("create", "-q", "-f", "qcow2", str(path), "1M")
+    assert kept.rc == 1
+    assert "it exists and is kept (--force replaces it)" in kept.stderr
+    assert path.read_bytes() == b"\xff" * (1 << 20)
+    assert ours.run("create", "-q", "--force", "-f", "qcow2", str(path), "1M").rc == 0
     assert qemu_img("check", "-f", "qcow2", str(path)).rc == 0
-    refused = ours.run("create", "-q", "-f", "qcow2", "-o", "cluster_size=3", str(path), "1M")
+    refused = ours.run("create", "-q", "--force", "-f", "qcow2", "-o", "cluster_size=3", str(path), "1M")
     assert refused.rc in REFUSALS
     assert qemu_img("check", "-f", "qcow2", str(path)).rc == 0, "a refusal leaves the old file alone"
 

@@ -267,7 +267,12 @@ class TestCreate:
         assert main(["run", *words, "--unix-time", "9", "--uuid", "0" * 32], runner) == 0
         assert capsys.readouterr().out == "Formatting 'new', fmt=qcow2 cluster_size=65536 size=1048576\n"
         assert Path("new").exists()
-        assert decode(runner.jobs[0].request) == {
+        request = decode(runner.jobs[0].request)
+        assert isinstance(request, dict)
+        entropy = request.pop("entropy")
+        assert isinstance(entropy, bytes)
+        assert len(entropy) == 32
+        assert request == {
             "format": "qcow2",
             "size": 1 << 20,
             "options": {"compat": "v3", "backing-file": "base", "backing-format": "raw"},
@@ -379,7 +384,7 @@ class TestFailures:
         evil = CreateOption(name="\x1b[2J", value="\u202e")
         runner = FakeRunner(Create(format="raw", virtual_size=1, file_length=1, options=(evil,)))
         for extra, shown in (([], "\\x1b[2J=\\u202e"), (["--output=json"], '"\\u001B[2J": "\\u202E"')):
-            assert main(["run", "create", *extra, "new", "1"], runner) == 0
+            assert main(["run", "create", "--force", *extra, "new", "1"], runner) == 0
             out = capsys.readouterr().out
             assert shown in out
             assert all(line.isprintable() for line in out.split("\n"))
