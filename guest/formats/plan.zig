@@ -7,11 +7,13 @@ const std = @import("std");
 const block = @import("block");
 const messages = @import("messages");
 
-/// Big-endian 64-bit words `first`, `first + step`, ...; with `wide`, each is followed by a zero word (extended L2).
+/// 64-bit words `first`, `first + step`, ..., big-endian unless `little` says otherwise; with `wide`, each is followed by
+/// a zero word (extended L2).
 pub const Progression = struct {
     first: u64,
     step: u64 = 0,
     wide: bool = false,
+    little: bool = false,
 
     /// Bytes from one word to the next.
     pub fn stride(self: Progression) u64 {
@@ -56,7 +58,7 @@ pub const Region = struct {
                 var word = words.first + words.step * (position / stride);
                 var at: usize = 0;
                 while (at < out.len) : (at += stride) {
-                    std.mem.writeInt(u64, out[at..][0..8], word, .big);
+                    std.mem.writeInt(u64, out[at..][0..8], if (words.little) @byteSwap(word) else word, .big);
                     if (words.wide) @memset(out[at + 8 ..][0..8], 0);
                     word += words.step;
                 }

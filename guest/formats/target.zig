@@ -152,7 +152,7 @@ pub fn dataSize(context: image.Context, source: image.Image, unit: u64) block.Er
             },
             .data => {
                 const begin = std.mem.alignBackward(u64, segment.start, unit);
-                // virtual_size is at most 2^63 and unit at most 2 MiB.
+                // virtual_size is at most 2^63-1 and unit at most 256 MiB.
                 const end = std.mem.alignForward(u64, at, unit);
                 total += end - begin;
                 // The rest of this unit is paid for.

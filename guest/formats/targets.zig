@@ -15,11 +15,12 @@ pub const plan = @import("plan.zig");
 pub const targets = [_]Target{
     .{ .name = "raw", .measure = @import("raw/create.zig").measure, .plan = @import("raw/create.zig").plan },
     .{ .name = "qcow2", .measure = @import("qcow2/measure.zig").measure, .plan = @import("qcow2/create.zig").plan },
+    .{ .name = "vhdx", .measure = @import("vhdx/measure.zig").measure, .plan = @import("vhdx/create.zig").plan },
     .{ .name = "vpc", .measure = @import("vhd/layout.zig").measure, .plan = @import("vhd/create.zig").plan },
 };
 
 /// Formats that qemu-img knows and that are no destination here.
-const others = [_][]const u8{ "vmdk", "vdi", "vhdx", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
+const others = [_][]const u8{ "vmdk", "vdi", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
 
 pub const Purpose = enum { measure, create };
 
@@ -56,6 +57,11 @@ test {
     _ = @import("qcow2/layout.zig");
     _ = @import("qcow2/test_create.zig");
     _ = @import("vhdx/format.zig");
+    _ = @import("vhd/path.zig");
+    _ = @import("vhdx/layout.zig");
+    _ = @import("vhdx/identity.zig");
+    _ = @import("vhdx/locator.zig");
+    _ = @import("vhdx/create.zig");
 }
 
 test "known and unknown destinations" {

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.differential.oracle import comparable, qemu_img
+from tests.differential.plans import ask
 from tests.differential.recipes import SEED
-from tools import build_guests
 
 pytestmark = pytest.mark.qemu_img
 
-TOOL = build_guests.GUEST / "tests" / "plan_tool.zig"
 MEASURED = 200
 CREATED = 60
-
-
-@pytest.fixture(scope="module")
-def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plan-tool")
-    output = folder / "plan_tool"
-    imports = ("formats", "block", "messages")
-    build_guests.zig(
-        "build-exe", "-fsingle-threaded", "--name", "plan_tool",
-        f"-femit-bin={output}", *build_guests.module_arguments(TOOL, imports),
-    )  # fmt: skip
-    return output
-
-
-def ask(tool: Path, *words: str) -> dict[str, Any]:
-    done = subprocess.run([tool, *words], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert isinstance(answer, dict)
-    return answer
 
 
 def random_options(rng: random.Random, *, valid: bool) -> dict[str, str]:

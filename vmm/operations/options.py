@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     #: What a keyword may carry.
     OptionValue = str | int | bool
 
-_ALL = ("raw", "qcow2", "vpc")
+_ALL = ("raw", "qcow2", "vpc", "vhdx")
 _UINT_MAX = (1 << 64) - 1
 
 #: qemu-img's name -> (attribute of CreateOptions, type, target formats that have it, what it is).
 OPTIONS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
-    "backing_file": ("backing_file", "str", ("qcow2",), "name of a backing file to write into the image"),
-    "backing_fmt": ("backing_format", "str", ("qcow2",), "format of the backing file"),
+    "backing_file": ("backing_file", "str", ("qcow2", "vpc", "vhdx"), "name of a backing file"),
+    "backing_fmt": ("backing_format", "str", ("qcow2", "vpc", "vhdx"), "format of the backing file"),
+    "block_size": ("block_size", "size", ("vhdx",), "bytes of a block, a power of two from 1M to 256M; 0: by the disk's size"),
+    "block_state_zero": ("block_state_zero", "bool", ("vhdx",), "start with blocks in state ZERO (default: on)"),
     "cluster_size": ("cluster_size", "size", ("qcow2",), "bytes of a cluster, a power of two from 512 to 2M"),
     "compat": ("compat", "str", ("qcow2",), "0.10 (v2) or 1.1 (v3)"),
     "compression_type": ("compression_type", "str", ("qcow2",), "zlib or zstd, for clusters compressed later"),
@@ -31,11 +33,12 @@ OPTIONS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "extent_size_hint": ("extent_size_hint", "size", _ALL, "a wish to the file system, without effect here"),
     "force_size": ("force_size", "bool", ("vpc",), "keep the size exactly instead of rounding it to a geometry"),
     "lazy_refcounts": ("lazy_refcounts", "bool", ("qcow2",), "let refcounts be updated late"),
+    "log_size": ("log_size", "size", ("vhdx",), "bytes of the log, a multiple of 1M (default: 1M)"),
     "nocow": ("nocow", "bool", _ALL, "a wish to the file system, without effect here"),
     "preallocation": ("preallocation", "str", ("raw", "qcow2"), "off, metadata (qcow2), falloc or full"),
     "refcount_bits": ("refcount_bits", "number", ("qcow2",), "width of a refcount: 1, 2, 4, 8, 16, 32 or 64"),
     "size": ("", "size", _ALL, "bytes of the virtual disk"),
-    "subformat": ("subformat", "str", ("vpc",), "dynamic or fixed"),
+    "subformat": ("subformat", "str", ("vpc", "vhdx"), "dynamic or fixed"),
 }
 
 _BOOLEANS = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no": False, "false": False, "n": False}
