@@ -60,7 +60,7 @@ test {
     _ = @import("vhd/path.zig");
     _ = @import("vhdx/layout.zig");
     _ = @import("vhdx/identity.zig");
-    _ = @import("vhdx/locator.zig");
+    _ = @import("vhdx/linkage.zig");
     _ = @import("vhdx/create.zig");
 }
 

@@ -98,3 +98,66 @@ def test_refused(case: Case, texts: tuple[str, ...], ours: Ours, folder: Path, m
     for text in texts:
         assert text in oracle.stderr
         assert text in answer.stderr
+
+
+def test_differencing_vhd(ours: Ours, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """qemu-img makes none; it opens ours as a dynamic disk of the parent's size."""
+    monkeypatch.chdir(folder)
+    words = ("create", "-f", "vpc", "-b", "../base.vpc", "-F", "vpc")
+    answer = ours.run(*words, "sub/new")
+    assert answer.rc == 0, explain(answer)
+    parent, child = (ours.run("info", "--output=json", "-f", "vpc", name).json for name in ("base.vpc", "sub/new"))
+    assert child["virtual-size"] == parent["virtual-size"]
+    facts = child["pyvmm"]["vhd"]
+    assert facts["type"] == "differencing"
+    assert facts["parent-uuid"] == parent["pyvmm"]["vhd"]["uuid"]
+    assert facts["parent-timestamp"] == int((folder / "base.vpc").stat().st_mtime) - 946_684_800
+    named = {entry["source"]: entry["name"] for entry in child["pyvmm"]["references"]}
+    assert named == {"dynamic-header": "base.vpc", "W2ru": ".\\..\\base.vpc"}
+    assert ours.run("check", "-f", "vpc", "sub/new").rc == 0
+    oracle = qemu_img("info", "-f", "vpc", "--output=json", "sub/new", cwd=folder)
+    assert oracle.json["virtual-size"] == parent["virtual-size"]
+    again = ours.run(*words, "sub/larger", "1G")
+    assert again.rc == 1
+    assert "a differencing disk is as large as its parent" in again.stderr
+    unseen = ours.run("create", "-f", "vpc", "-u", "-b", "/missing/parent.vhd", "-F", "vpc", "sub/unseen", "1G")
+    assert unseen.rc == 0, explain(unseen)
+    child = ours.run("info", "--output=json", "-f", "vpc", "sub/unseen").json
+    assert {"source": "W2ku", "name": "\\missing\\parent.vhd"}.items() <= child["pyvmm"]["references"][-1].items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("-F", "vpc"), "Backing format cannot be used without backing file"),
+        (("-b", "base.raw", "-F", "raw"), "the parent of a differencing disk must be a vpc image, not 'raw'"),
+        (("-b", "base.raw", "-F", "vpc"), "Could not open backing image"),
+        (("-b", "base.vpc", "-F", "vpc", "-o", "subformat=fixed"), "a fixed disk cannot have a backing file"),
+        (("-u", "-b", "a\\b", "-F", "vpc"), "the name of the backing file cannot be written"),
+        (("-u", "-b", "n" * 257, "-F", "vpc"), "has 257 UTF-16 units, the limit is 256"),
+    ],
+)
+def test_differencing_vhd_is_refused(
+    arguments: tuple[str, ...], text: str, ours: Ours, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    answer = ours.run("create", "-f", "vpc", *arguments, "new", "1M")
+    assert answer.rc == 1, explain(answer)
+    assert text in answer.stderr
+    assert not (folder / "new").exists()
+
+
+def test_differencing_vhdx_of_a_parent_that_is_not_opened(
+    ours: Ours, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    answer = ours.run("create", "-f", "vhdx", "-u", "-b", "sub/parent.vhdx", "-F", "vhdx", "new.vhdx", "5G")
+    assert answer.rc == 0, explain(answer)
+    image = (folder / "new.vhdx").read_bytes()
+    # File parameters: blocks of 16 MiB, HasParent; the metadata lies behind the BAT.
+    assert image[0x310000:0x310010] == bytes.fromhex("00000001 02000000 0000004001000000".replace(" ", ""))
+    text = image[0x310028 : 0x310028 + 500].decode("utf-16-le", errors="replace")
+    assert "parent_linkage{00000000-0000-0000-0000-000000000000}relative_path.\\sub\\parent.vhdx" in text
+    oracle = qemu_img("info", "-f", "vhdx", "new.vhdx", cwd=folder)
+    assert oracle.rc == 1
+    assert "Operation not supported" in oracle.stderr, "it does not read differencing disks"

@@ -9,7 +9,7 @@ const plans = @import("../plan.zig");
 const vhdx = @import("format.zig");
 const identity = @import("identity.zig");
 const layouts = @import("layout.zig");
-const locators = @import("locator.zig");
+const linkage = @import("linkage.zig");
 const OptionList = @import("../option_list.zig").OptionList;
 
 const format = layouts.format;
@@ -32,7 +32,7 @@ pub fn plan(context: image.Context, size: u64, options: *const target.Options, s
 fn planLaidOut(context: image.Context, layout: layouts.Layout, size: u64, options: *const target.Options, seed: target.Seed) (block.Error || error{OutOfMemory})!plans.Plan {
     const allocator = context.allocator;
     const locator: []const u8 = if (options.backing_file) |name|
-        try locators.bytes(context, name, linkOf(seed))
+        try linkage.bytes(context, name, linkOf(seed))
     else
         "";
     const table = regionTable(layout);

@@ -1,4 +1,4 @@
-//! The parent locator of a differencing disk.
+//! The parent locator of a new differencing disk.
 //!
 //! [MS-VHDX] 2.6.2.6 "Parent Locator" and 2.6.2.6.3 "VHDX Parent Locator".
 
@@ -15,9 +15,9 @@ const format = "vhdx";
 /// `absolute_win32_path`.
 ///
 /// Refuses a name that UTF-16 or Windows' separators cannot say.
-pub fn bytes(context: image.Context, name: []const u8, linkage: vhdx.Guid) (block.Error || error{OutOfMemory})![]const u8 {
+pub fn bytes(context: image.Context, name: []const u8, parent: vhdx.Guid) (block.Error || error{OutOfMemory})![]const u8 {
     const path = try paths.windows(context, format, name);
-    const guid = identity.text(linkage);
+    const guid = identity.text(parent);
     const pairs = [_]struct { []const u8, []const u8 }{
         .{ "parent_linkage", &guid },
         .{ if (paths.isAbsolute(name)) "absolute_win32_path" else "relative_path", path },
