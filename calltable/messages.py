@@ -955,6 +955,210 @@ class InfoVhd(Message):
         put(self, "parent_timestamp", parent_timestamp)
 
 
+class InfoVhdx(Message):
+    """Facts of a VHDX image ([MS-VHDX]), as after the replay of its log.
+
+    ``type``: fixed, dynamic or differencing
+
+    ``logical-sector-size``: 512 or 4096
+
+    ``disk-id``: the virtual disk's identifier (SCSI page 83)
+
+    ``creator``: what wrote the file, by its own words
+
+    ``header``: which of the two headers counts, 1 or 2
+
+    ``header-sequence``: its sequence number
+
+    ``header-1``: valid, bad-checksum, bad-signature or bad-version
+
+    ``header-2``: the same of the other header
+
+    ``file-write-guid``: changes when the file is opened for writing
+
+    ``data-write-guid``: changes when the disk's content changes; a child names its parent by it
+
+    ``log-state``: empty, nothing-valid (a writer died before its first entry) or dirty (replayed here in memory)
+
+    ``log-guid``: absent when the log is empty
+
+    ``log-entries``: entries that were replayed
+
+    ``log-writes``: what they write: sectors of 4 KiB and ranges of zeros
+
+    ``log-sequence``: sequence number of the newest entry
+
+    ``region-table``: which of the two region tables counts, 1 or 2
+
+    ``regions``: entries of that table
+
+    ``bat-offset``: block allocation table
+
+    ``bat-length``: bytes of its region
+
+    ``bat-entries``: entries that the disk needs, sector bitmap blocks included
+
+    ``chunk-ratio``: payload blocks that share a sector bitmap block
+
+    ``metadata-length``: bytes of its region
+
+    ``total-blocks``: payload blocks of the disk
+
+    ``present-blocks``: blocks that are in the file
+
+    ``partial-blocks``: blocks of which some sectors are in the file; differencing only
+
+    ``bitmap-blocks``: sector bitmap blocks in the file; differencing only
+
+    ``parent-locator``: type of the parent locator: vhdx or a GUID; differencing only
+
+    ``parent-linkage``: the parent's data-write-guid when this disk was made, as written
+    """
+
+    __slots__ = ("type", "logical_sector_size", "physical_sector_size", "disk_id", "creator", "header", "header_sequence", "header_1", "header_2", "file_write_guid", "data_write_guid", "log_state", "log_offset", "log_length", "log_guid", "log_entries", "log_writes", "log_sequence", "region_table", "regions", "bat_offset", "bat_length", "bat_entries", "chunk_ratio", "metadata_offset", "metadata_length", "metadata_items", "total_blocks", "present_blocks", "partial_blocks", "bitmap_blocks", "parent_locator", "parent_linkage")
+    NAME = "info-vhdx"
+    FIELDS = (
+        Field("type", "type", "text", False, False, None),
+        Field("logical-sector-size", "logical_sector_size", "uint", False, False, None),
+        Field("physical-sector-size", "physical_sector_size", "uint", False, False, None),
+        Field("disk-id", "disk_id", "text", False, False, None),
+        Field("creator", "creator", "text", True, False, None),
+        Field("header", "header", "uint", False, False, None),
+        Field("header-sequence", "header_sequence", "uint", False, False, None),
+        Field("header-1", "header_1", "text", False, False, None),
+        Field("header-2", "header_2", "text", False, False, None),
+        Field("file-write-guid", "file_write_guid", "text", False, False, None),
+        Field("data-write-guid", "data_write_guid", "text", False, False, None),
+        Field("log-state", "log_state", "text", False, False, None),
+        Field("log-offset", "log_offset", "uint", False, False, None),
+        Field("log-length", "log_length", "uint", False, False, None),
+        Field("log-guid", "log_guid", "text", True, False, None),
+        Field("log-entries", "log_entries", "uint", True, False, None),
+        Field("log-writes", "log_writes", "uint", True, False, None),
+        Field("log-sequence", "log_sequence", "uint", True, False, None),
+        Field("region-table", "region_table", "uint", False, False, None),
+        Field("regions", "regions", "uint", False, False, None),
+        Field("bat-offset", "bat_offset", "uint", False, False, None),
+        Field("bat-length", "bat_length", "uint", False, False, None),
+        Field("bat-entries", "bat_entries", "uint", False, False, None),
+        Field("chunk-ratio", "chunk_ratio", "uint", False, False, None),
+        Field("metadata-offset", "metadata_offset", "uint", False, False, None),
+        Field("metadata-length", "metadata_length", "uint", False, False, None),
+        Field("metadata-items", "metadata_items", "uint", False, False, None),
+        Field("total-blocks", "total_blocks", "uint", False, False, None),
+        Field("present-blocks", "present_blocks", "uint", False, False, None),
+        Field("partial-blocks", "partial_blocks", "uint", True, False, None),
+        Field("bitmap-blocks", "bitmap_blocks", "uint", True, False, None),
+        Field("parent-locator", "parent_locator", "text", True, False, None),
+        Field("parent-linkage", "parent_linkage", "text", True, False, None),
+    )
+    type: str
+    logical_sector_size: int
+    physical_sector_size: int
+    disk_id: str
+    creator: str | None
+    header: int
+    header_sequence: int
+    header_1: str
+    header_2: str
+    file_write_guid: str
+    data_write_guid: str
+    log_state: str
+    log_offset: int
+    log_length: int
+    log_guid: str | None
+    log_entries: int | None
+    log_writes: int | None
+    log_sequence: int | None
+    region_table: int
+    regions: int
+    bat_offset: int
+    bat_length: int
+    bat_entries: int
+    chunk_ratio: int
+    metadata_offset: int
+    metadata_length: int
+    metadata_items: int
+    total_blocks: int
+    present_blocks: int
+    partial_blocks: int | None
+    bitmap_blocks: int | None
+    parent_locator: str | None
+    parent_linkage: str | None
+
+    def __init__(
+        self,
+        *,
+        type: str,
+        logical_sector_size: int,
+        physical_sector_size: int,
+        disk_id: str,
+        header: int,
+        header_sequence: int,
+        header_1: str,
+        header_2: str,
+        file_write_guid: str,
+        data_write_guid: str,
+        log_state: str,
+        log_offset: int,
+        log_length: int,
+        region_table: int,
+        regions: int,
+        bat_offset: int,
+        bat_length: int,
+        bat_entries: int,
+        chunk_ratio: int,
+        metadata_offset: int,
+        metadata_length: int,
+        metadata_items: int,
+        total_blocks: int,
+        present_blocks: int,
+        creator: str | None = None,
+        log_guid: str | None = None,
+        log_entries: int | None = None,
+        log_writes: int | None = None,
+        log_sequence: int | None = None,
+        partial_blocks: int | None = None,
+        bitmap_blocks: int | None = None,
+        parent_locator: str | None = None,
+        parent_linkage: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "type", type)
+        put(self, "logical_sector_size", logical_sector_size)
+        put(self, "physical_sector_size", physical_sector_size)
+        put(self, "disk_id", disk_id)
+        put(self, "creator", creator)
+        put(self, "header", header)
+        put(self, "header_sequence", header_sequence)
+        put(self, "header_1", header_1)
+        put(self, "header_2", header_2)
+        put(self, "file_write_guid", file_write_guid)
+        put(self, "data_write_guid", data_write_guid)
+        put(self, "log_state", log_state)
+        put(self, "log_offset", log_offset)
+        put(self, "log_length", log_length)
+        put(self, "log_guid", log_guid)
+        put(self, "log_entries", log_entries)
+        put(self, "log_writes", log_writes)
+        put(self, "log_sequence", log_sequence)
+        put(self, "region_table", region_table)
+        put(self, "regions", regions)
+        put(self, "bat_offset", bat_offset)
+        put(self, "bat_length", bat_length)
+        put(self, "bat_entries", bat_entries)
+        put(self, "chunk_ratio", chunk_ratio)
+        put(self, "metadata_offset", metadata_offset)
+        put(self, "metadata_length", metadata_length)
+        put(self, "metadata_items", metadata_items)
+        put(self, "total_blocks", total_blocks)
+        put(self, "present_blocks", present_blocks)
+        put(self, "partial_blocks", partial_blocks)
+        put(self, "bitmap_blocks", bitmap_blocks)
+        put(self, "parent_locator", parent_locator)
+        put(self, "parent_linkage", parent_linkage)
+
+
 class Info(Message):
     """What an image is. Keys that qemu-img prints have its names and meanings; an absent key is one that qemu-img omits.
 
@@ -985,9 +1189,11 @@ class Info(Message):
     ``vhd``: facts of a VHD image
 
     ``luks``: facts of a LUKS1 header
+
+    ``vhdx``: facts of a VHDX image
     """
 
-    __slots__ = ("format", "virtual_size", "file_length", "cluster_size", "dirty_flag", "encrypted", "compressed", "backing_filename", "backing_filename_format", "recognised", "end_offset", "qcow2", "vhd", "luks")
+    __slots__ = ("format", "virtual_size", "file_length", "cluster_size", "dirty_flag", "encrypted", "compressed", "backing_filename", "backing_filename_format", "recognised", "end_offset", "qcow2", "vhd", "luks", "vhdx")
     NAME = "info"
     FIELDS = (
         Field("format", "format", "text", False, False, None),
@@ -1004,6 +1210,7 @@ class Info(Message):
         Field("qcow2", "qcow2", "message", True, False, InfoQcow2),
         Field("vhd", "vhd", "message", True, False, InfoVhd),
         Field("luks", "luks", "message", True, False, InfoLuks),
+        Field("vhdx", "vhdx", "message", True, False, InfoVhdx),
     )
     format: str
     virtual_size: int
@@ -1019,6 +1226,7 @@ class Info(Message):
     qcow2: InfoQcow2 | None
     vhd: InfoVhd | None
     luks: InfoLuks | None
+    vhdx: InfoVhdx | None
 
     def __init__(
         self,
@@ -1037,6 +1245,7 @@ class Info(Message):
         qcow2: InfoQcow2 | None = None,
         vhd: InfoVhd | None = None,
         luks: InfoLuks | None = None,
+        vhdx: InfoVhdx | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -1053,6 +1262,33 @@ class Info(Message):
         put(self, "qcow2", qcow2)
         put(self, "vhd", vhd)
         put(self, "luks", luks)
+        put(self, "vhdx", vhdx)
+
+
+class InfoParentEntry(Message):
+    """A key and its value from the parent locator of a differencing VHDX, in the order in which they lie.
+
+    ``value``: cut at 3 KiB
+    """
+
+    __slots__ = ("key", "value")
+    NAME = "info-parent-entry"
+    FIELDS = (
+        Field("key", "key", "text", False, False, None),
+        Field("value", "value", "text", False, False, None),
+    )
+    key: str
+    value: str
+
+    def __init__(
+        self,
+        *,
+        key: str,
+        value: str,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "key", key)
+        put(self, "value", value)
 
 
 class InfoSnapshot(Message):
@@ -1856,7 +2092,9 @@ MESSAGES: dict[str, type[Message]] = {
     "info-luks": InfoLuks,
     "info-qcow2": InfoQcow2,
     "info-vhd": InfoVhd,
+    "info-vhdx": InfoVhdx,
     "info": Info,
+    "info-parent-entry": InfoParentEntry,
     "info-snapshot": InfoSnapshot,
     "info-bitmap": InfoBitmap,
     "info-reference": InfoReference,

@@ -318,6 +318,73 @@ pub const InfoVhd = struct {
     parent_timestamp: ?u64 = null,
 };
 
+/// Facts of a VHDX image ([MS-VHDX]), as after the replay of its log.
+pub const InfoVhdx = struct {
+    pub const message_name = "info-vhdx";
+
+    /// fixed, dynamic or differencing
+    type: []const u8,
+    /// 512 or 4096
+    logical_sector_size: u64,
+    physical_sector_size: u64,
+    /// the virtual disk's identifier (SCSI page 83)
+    disk_id: []const u8,
+    /// what wrote the file, by its own words
+    creator: ?[]const u8 = null,
+    /// which of the two headers counts, 1 or 2
+    header: u64,
+    /// its sequence number
+    header_sequence: u64,
+    /// valid, bad-checksum, bad-signature or bad-version
+    header_1: []const u8,
+    /// the same of the other header
+    header_2: []const u8,
+    /// changes when the file is opened for writing
+    file_write_guid: []const u8,
+    /// changes when the disk's content changes; a child names its parent by it
+    data_write_guid: []const u8,
+    /// empty, nothing-valid (a writer died before its first entry) or dirty (replayed here in memory)
+    log_state: []const u8,
+    log_offset: u64,
+    log_length: u64,
+    /// absent when the log is empty
+    log_guid: ?[]const u8 = null,
+    /// entries that were replayed
+    log_entries: ?u64 = null,
+    /// what they write: sectors of 4 KiB and ranges of zeros
+    log_writes: ?u64 = null,
+    /// sequence number of the newest entry
+    log_sequence: ?u64 = null,
+    /// which of the two region tables counts, 1 or 2
+    region_table: u64,
+    /// entries of that table
+    regions: u64,
+    /// block allocation table
+    bat_offset: u64,
+    /// bytes of its region
+    bat_length: u64,
+    /// entries that the disk needs, sector bitmap blocks included
+    bat_entries: u64,
+    /// payload blocks that share a sector bitmap block
+    chunk_ratio: u64,
+    metadata_offset: u64,
+    /// bytes of its region
+    metadata_length: u64,
+    metadata_items: u64,
+    /// payload blocks of the disk
+    total_blocks: u64,
+    /// blocks that are in the file
+    present_blocks: u64,
+    /// blocks of which some sectors are in the file; differencing only
+    partial_blocks: ?u64 = null,
+    /// sector bitmap blocks in the file; differencing only
+    bitmap_blocks: ?u64 = null,
+    /// type of the parent locator: vhdx or a GUID; differencing only
+    parent_locator: ?[]const u8 = null,
+    /// the parent's data-write-guid when this disk was made, as written
+    parent_linkage: ?[]const u8 = null,
+};
+
 /// What an image is. Keys that qemu-img prints have its names and meanings; an absent key is one that qemu-img omits.
 pub const Info = struct {
     pub const message_name = "info";
@@ -350,6 +417,17 @@ pub const Info = struct {
     vhd: ?InfoVhd = null,
     /// facts of a LUKS1 header
     luks: ?InfoLuks = null,
+    /// facts of a VHDX image
+    vhdx: ?InfoVhdx = null,
+};
+
+/// A key and its value from the parent locator of a differencing VHDX, in the order in which they lie.
+pub const InfoParentEntry = struct {
+    pub const message_name = "info-parent-entry";
+
+    key: []const u8,
+    /// cut at 3 KiB
+    value: []const u8,
 };
 
 /// An internal snapshot; keys are qemu-img's.

@@ -20,6 +20,7 @@ pub const recognised = @import("recognised.zig");
 pub const targets = @import("targets.zig");
 pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
+pub const vhdx = @import("vhdx/vhdx.zig");
 pub const qcow2 = @import("qcow2/qcow2.zig");
 pub const content = @import("content/content.zig");
 
@@ -27,6 +28,7 @@ pub const content = @import("content/content.zig");
 pub const drivers: []const image.Driver = &([_]image.Driver{
     qcow2.driver,
     vhd.driver,
+    vhdx.driver,
 } ++ recognised.drivers ++ [_]image.Driver{
     raw.driver,
 });
@@ -137,5 +139,6 @@ test {
     _ = @import("targets.zig");
     _ = raw;
     _ = vhd;
+    _ = vhdx;
     _ = content;
 }

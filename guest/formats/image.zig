@@ -132,6 +132,8 @@ pub const Image = struct {
     cluster_size: u64 = 0,
     /// Whether another file stands behind unallocated ranges.
     has_backing: bool = false,
+    /// Whether qemu's driver does not tell where the data lie: its `measure` and `map` take the whole disk for data.
+    opaque_to_qemu: bool = false,
     /// Persistent bitmaps; null when the format, or its version, cannot have any.
     bitmaps: ?[]const Bitmap = null,
     context: *anyopaque,
@@ -147,6 +149,20 @@ pub const Image = struct {
         std.debug.assert(segment.start == start and segment.length > 0);
         std.debug.assert(segment.length <= self.virtual_size - start);
         return segment;
+    }
+
+    /// The disk as qemu's `measure` and `map` have it; valid while `self` lives and stays where it is.
+    pub fn asQemuSees(self: *Image) Image {
+        if (!self.opaque_to_qemu) return self.*;
+        var seen = self.*;
+        seen.context = self;
+        seen.segment_at = allData;
+        return seen;
+    }
+
+    fn allData(context: *anyopaque, start: u64) block.Error!Segment {
+        const self: *Image = @ptrCast(@alignCast(context));
+        return .{ .start = start, .length = self.virtual_size - start, .kind = .data };
     }
 };
 

@@ -68,9 +68,18 @@ const variants: [known.len][]const u8 = blk: {
     break :blk list;
 };
 
+/// Formats with a driver of their own: only their variants are told here.
+const built = [_][]const u8{"vhdx"};
+
+fn isBuilt(name: []const u8) bool {
+    for (built) |one| if (std.mem.eql(u8, one, name)) return true;
+    return false;
+}
+
 const names = blk: {
     var list: []const []const u8 = &.{};
     for (signs) |sign| {
+        if (isBuilt(sign.name)) continue;
         const last = if (list.len == 0) "" else list[list.len - 1];
         if (!std.mem.eql(u8, last, sign.name)) list = list ++ [_][]const u8{sign.name};
     }
@@ -157,7 +166,7 @@ fn expectName(expected: ?[]const u8, bytes: []const u8) !void {
 
 test "every sign is found, and none with a byte changed" {
     for (signs, variants) |sign, name| {
-        if (sign.matches != null) continue;
+        if (sign.matches != null or isBuilt(sign.name)) continue;
         var bytes: [1024]u8 = @splat(0);
         const at: usize = if (sign.from_end) bytes.len - sign.at else sign.at;
         @memcpy(bytes[at..][0..sign.magic.len], sign.magic);

@@ -56,7 +56,7 @@ test {
     _ = @import("vhd/geometry.zig");
     _ = @import("qcow2/layout.zig");
     _ = @import("qcow2/test_create.zig");
-    _ = @import("vhdx/format.zig");
+    _ = @import("vhdx/fields.zig");
     _ = @import("vhd/path.zig");
     _ = @import("vhdx/layout.zig");
     _ = @import("vhdx/identity.zig");

@@ -1,5 +1,6 @@
 //! measure: how large the file of a conversion, or of an empty image, would be.
 
+const std = @import("std");
 const sdk = @import("sdk");
 const formats = @import("formats");
 const messages = @import("messages");
@@ -43,12 +44,21 @@ fn open(run: *sdk.Run, request: messages.MeasureRequest) sdk.Error!targets.Sourc
     const device = try run.device(0);
     const driver = if (request.format) |name| try registry.byName(context, name) else try registry.detect(context, device);
     const opener = driver.open orelse return formats.refuse(context, driver.name, .measure);
-    watched = .{ .inner = try opener(context, device) };
+    opened = try opener(context, device);
+    watched = .{ .inner = if (isMeasuredByQemu(request.target)) opened.asQemuSees() else opened };
     var image = watched.inner;
     image.context = &watched;
     image.segment_at = Watched.segmentAt;
     return .{ .image = image };
 }
+
+/// For these targets the numbers are qemu-img's, which knows less about some sources than we do.
+fn isMeasuredByQemu(target: []const u8) bool {
+    for ([_][]const u8{ "raw", "qcow2", "luks" }) |name| if (std.mem.eql(u8, name, target)) return true;
+    return false;
+}
+
+var opened: image_zig.Image = undefined;
 
 /// The source, and how far the walk over its segments is: what measuring a large image takes is that walk.
 const Watched = struct {

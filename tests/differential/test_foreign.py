@@ -17,7 +17,7 @@ pytestmark = pytest.mark.kvm
 RELEASE = "7.2.22"
 COMMANDS = ("info", "info_f", "check", "measure_raw", "measure_qcow2")
 #: Drivers that are built; the others are named and refused.
-BUILT = ("raw", "qcow2", "vpc")
+BUILT = ("raw", "qcow2", "vpc", "vhdx")
 
 DIFFERENCES = Path(__file__).resolve().parents[2] / "docs" / "differences.json"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,3 +162,20 @@ def test_differencing_vhdx_of_a_parent_that_is_not_opened(
     oracle = qemu_img("info", "-f", "vhdx", "new.vhdx", cwd=folder)
     assert oracle.rc == 1
     assert "Operation not supported" in oracle.stderr, "it does not read differencing disks"
+
+
+def test_differencing_vhdx(ours: Ours, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child of a disk that qemu-img made: its size, its identity, its path."""
+    monkeypatch.chdir(folder)
+    make("create", "-q", "-f", "vhdx", "base.vhdx", "5G", cwd=folder)
+    answer = ours.run("create", "-f", "vhdx", "-b", "../base.vhdx", "-F", "vhdx", "sub/new.vhdx")
+    assert answer.rc == 0, explain(answer)
+    parent, child = (
+        ours.run("info", "--output=json", "-f", "vhdx", name).json for name in ("base.vhdx", "sub/new.vhdx")
+    )
+    assert child["virtual-size"] == parent["virtual-size"] == 5 << 30
+    assert child["pyvmm"]["vhdx"]["type"] == "differencing"
+    linkage = parent["pyvmm"]["vhdx"]["data-write-guid"]
+    assert linkage in json.dumps(child["pyvmm"])
+    assert ".\\..\\base.vhdx" in [entry["name"] for entry in child["pyvmm"]["references"]]
+    assert ours.run("check", "-f", "vhdx", "sub/new.vhdx").rc == 0

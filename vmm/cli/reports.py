@@ -135,7 +135,12 @@ def _info_own(report: InfoReport) -> Json:
         own["partition-tables"] = [
             table.as_fields() | {"partitions": partitions[table.scheme]} for table in report.partition_tables
         ]
-    for key, messages in (("filesystems", report.filesystems), ("notes", report.notes)):
+    lists = (
+        ("parent-entries", report.parent_entries),
+        ("filesystems", report.filesystems),
+        ("notes", report.notes),
+    )
+    for key, messages in lists:
         if messages:
             own[key] = [message.as_fields() for message in messages]
     sizes = [{"id": s.id, "disk-size": s.disk_size} for s in report.snapshots if s.disk_size is not None]

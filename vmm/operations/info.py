@@ -7,6 +7,7 @@ from calltable.messages import (
     InfoBitmap,
     InfoFilesystem,
     InfoNote,
+    InfoParentEntry,
     InfoPartition,
     InfoPartitionTable,
     InfoReference,
@@ -36,6 +37,7 @@ _LISTS = tuple(
         InfoPartition,
         InfoFilesystem,
         InfoNote,
+        InfoParentEntry,
     )
 )
 
@@ -58,6 +60,8 @@ class InfoReport:
     partitions: tuple[InfoPartition, ...] = ()
     filesystems: tuple[InfoFilesystem, ...] = ()
     notes: tuple[InfoNote, ...] = ()
+    #: What a VHDX's parent locator says, key by key.
+    parent_entries: tuple[InfoParentEntry, ...] = ()
 
     @property
     def exit_status(self) -> int:

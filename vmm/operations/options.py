@@ -21,7 +21,7 @@ _UINT_MAX = (1 << 64) - 1
 OPTIONS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "backing_file": ("backing_file", "str", ("qcow2", "vpc", "vhdx"), "name of a backing file"),
     "backing_fmt": ("backing_format", "str", ("qcow2", "vpc", "vhdx"), "format of the backing file"),
-    "block_size": ("block_size", "size", ("vhdx",), "bytes of a block, a power of two from 1M to 256M; 0: by the disk's size"),
+    "block_size": ("block_size", "size", ("vhdx",), "bytes of a block: 1M to 256M, or 0: by the size"),
     "block_state_zero": ("block_state_zero", "bool", ("vhdx",), "start with blocks in state ZERO (default: on)"),
     "cluster_size": ("cluster_size", "size", ("qcow2",), "bytes of a cluster, a power of two from 512 to 2M"),
     "compat": ("compat", "str", ("qcow2",), "0.10 (v2) or 1.1 (v3)"),

@@ -7,18 +7,19 @@ const image = @import("../image.zig");
 const target = @import("../target.zig");
 const plans = @import("../plan.zig");
 const vhdx = @import("format.zig");
+const fields = @import("fields.zig");
 const identity = @import("identity.zig");
 const layouts = @import("layout.zig");
 const linkage = @import("linkage.zig");
 const OptionList = @import("../option_list.zig").OptionList;
 
-const format = layouts.format;
+const put = fields.put;
 
 /// In the file type identifier, for people.
 const creator = std.unicode.utf8ToUtf16LeStringLiteral("pyvmm");
 
 /// Offset of the first item behind the metadata table, as of all that follow: relative to the metadata region.
-const items_offset = vhdx.metadata.table_size;
+const items_offset = vhdx.metadata_table_size;
 
 /// Plan an image for a disk of `size` bytes, which is rounded up to a sector.
 pub fn plan(context: image.Context, size: u64, options: *const target.Options, seed: target.Seed) block.Error!plans.Plan {
@@ -37,9 +38,9 @@ fn planLaidOut(context: image.Context, layout: layouts.Layout, size: u64, option
         "";
     const table = regionTable(layout);
     var out: std.ArrayList(plans.Region) = .empty;
-    try append(&out, allocator, vhdx.identifier.offset, &(vhdx.identifier.signature.* ++ std.mem.sliceAsBytes(creator)[0 .. creator.len * 2].*));
-    for (vhdx.header.offsets, 0..) |offset, number| try append(&out, allocator, offset, &header(layout, seed, number));
-    for (vhdx.regions.offsets) |offset| try append(&out, allocator, offset, &table);
+    try append(&out, allocator, 0, &(vhdx.file_signature.* ++ std.mem.sliceAsBytes(creator)[0 .. creator.len * 2].*));
+    for (vhdx.header_offsets, 0..) |offset, number| try append(&out, allocator, offset, &header(layout, seed, number));
+    for (vhdx.region_table_offsets) |offset| try append(&out, allocator, offset, &table);
     try appendBlocks(&out, allocator, layout);
     try append(&out, allocator, layout.metadataOffset(), &metadataTable(locator.len));
     try append(&out, allocator, layout.metadataOffset() + items_offset, &items(layout, seed));
@@ -67,22 +68,22 @@ fn appendBlocks(out: *std.ArrayList(plans.Region), allocator: std.mem.Allocator,
     while (number < layout.blocks()) : (number += ratio) {
         const count = @min(ratio, layout.blocks() - number);
         try out.append(allocator, .{
-            .offset = layout.tableOffset() + layout.indexOf(number) * vhdx.entry.size,
-            .length = count * vhdx.entry.size,
+            .offset = layout.tableOffset() + layout.indexOf(number) * vhdx.entry_size,
+            .length = count * vhdx.entry_size,
             .content = if (fixed) .{
                 .progression = .{
                     // At most 64 TiB behind a log of 4 GiB.
-                    .first = layout.payloadOffset() + number * layout.block_size + vhdx.entry.fully_present,
+                    .first = layout.payloadOffset() + number * layout.block_size + @intFromEnum(vhdx.State.fully_present),
                     .step = layout.block_size,
                     .little = true,
                 },
-            } else .{ .pattern = &.{ vhdx.entry.zero, 0, 0, 0, 0, 0, 0, 0 } },
+            } else .{ .pattern = &.{ @intFromEnum(vhdx.State.zero), 0, 0, 0, 0, 0, 0, 0 } },
         });
     }
 }
 
 /// The parent's identity, zeroes when it was not read.
-fn linkOf(seed: target.Seed) vhdx.Guid {
+fn linkOf(seed: target.Seed) fields.Guid {
     const parent = seed.parent orelse return @splat(0);
     return switch (parent.identity orelse return @splat(0)) {
         .vhdx => |guid| guid,
@@ -90,55 +91,52 @@ fn linkOf(seed: target.Seed) vhdx.Guid {
     };
 }
 
-fn put(comptime T: type, bytes: []u8, at: usize, value: T) void {
-    std.mem.writeInt(T, bytes[at..][0..@sizeOf(T)], value, .little);
-}
-
 /// The fields of header `number`; the second one is newer.
-fn header(layout: layouts.Layout, seed: target.Seed, number: usize) [vhdx.header.end]u8 {
-    const at = vhdx.header;
+fn header(layout: layouts.Layout, seed: target.Seed, number: usize) [fields.header.end]u8 {
+    const at = fields.header;
     var bytes: [at.end]u8 = @splat(0);
-    @memcpy(bytes[0..4], at.signature);
+    @memcpy(bytes[0..4], vhdx.header_signature);
     put(u64, &bytes, at.sequence, @as(u64, identity.number(&seed.entropy, "sequence")) + number);
     bytes[at.file_write_guid..][0..16].* = identity.guid(&seed.entropy, "file write");
     bytes[at.data_write_guid..][0..16].* = identity.guid(&seed.entropy, "data write");
-    put(u16, &bytes, at.version, at.the_version);
+    put(u16, &bytes, at.version, vhdx.header_version);
     put(u32, &bytes, at.log_length, @intCast(layout.log_size));
     put(u64, &bytes, at.log_offset, layouts.Layout.log_offset);
-    put(u32, &bytes, at.checksum, vhdx.checksum(&bytes, at.size));
+    put(u32, &bytes, fields.checksum, fields.checksumOf(&bytes, vhdx.header_size));
     return bytes;
 }
 
-fn regionTable(layout: layouts.Layout) [vhdx.regions.entries + 2 * vhdx.regions.entry_size]u8 {
-    const at = vhdx.regions;
-    var bytes: [at.entries + 2 * at.entry_size]u8 = @splat(0);
-    @memcpy(bytes[0..4], at.signature);
+fn regionTable(layout: layouts.Layout) [vhdx.region_header_size + 2 * vhdx.region_entry_size]u8 {
+    const at = fields.region;
+    var bytes: [vhdx.region_header_size + 2 * vhdx.region_entry_size]u8 = @splat(0);
+    @memcpy(bytes[0..4], vhdx.region_signature);
     put(u32, &bytes, at.count, 2);
-    const areas = [_]struct { vhdx.Guid, u64, u64 }{
-        .{ at.bat, layout.tableOffset(), layout.tableSize() },
-        .{ at.metadata, layout.metadataOffset(), layouts.Layout.metadata_size },
+    const areas = [_]struct { fields.Guid, u64, u64 }{
+        .{ vhdx.guids.bat, layout.tableOffset(), layout.tableSize() },
+        .{ vhdx.guids.metadata, layout.metadataOffset(), layouts.Layout.metadata_size },
     };
     for (areas, 0..) |row, i| {
-        const entry = bytes[at.entries + i * at.entry_size ..][0..at.entry_size];
+        const entry = bytes[vhdx.region_header_size + i * vhdx.region_entry_size ..][0..vhdx.region_entry_size];
         entry[0..16].* = row[0];
-        put(u64, entry, at.entry_offset, row[1]);
+        put(u64, entry, at.offset, row[1]);
         // At most 1 GiB: 2^26 blocks of 1 MiB, and an entry more for each 4096.
-        put(u32, entry, at.entry_length, @intCast(row[2]));
+        put(u32, entry, at.length, @intCast(row[2]));
     }
-    put(u32, &bytes, at.checksum, vhdx.checksum(&bytes, at.size));
+    put(u32, &bytes, fields.checksum, fields.checksumOf(&bytes, vhdx.region_table_size));
     return bytes;
 }
 
 /// GUID, bytes, flags of each item, in the order of their places.
 const rows = blk: {
-    const at = vhdx.metadata;
-    break :blk [_]struct { vhdx.Guid, u32, u32 }{
-        .{ at.file_parameters, 8, at.is_required },
-        .{ at.virtual_disk_size, 8, at.is_required | at.is_virtual_disk },
-        .{ at.virtual_disk_id, 16, at.is_required | at.is_virtual_disk },
-        .{ at.logical_sector_size, 4, at.is_required | at.is_virtual_disk },
-        .{ at.physical_sector_size, 4, at.is_required | at.is_virtual_disk },
-        .{ at.parent_locator, 0, at.is_required },
+    const at = fields.metadata;
+    const guids = vhdx.guids;
+    break :blk [_]struct { fields.Guid, u32, u32 }{
+        .{ guids.file_parameters, 8, at.is_required },
+        .{ guids.virtual_disk_size, 8, at.is_required | at.is_virtual_disk },
+        .{ guids.virtual_disk_id, 16, at.is_required | at.is_virtual_disk },
+        .{ guids.logical_sector_size, 4, at.is_required | at.is_virtual_disk },
+        .{ guids.physical_sector_size, 4, at.is_required | at.is_virtual_disk },
+        .{ guids.parent_locator, 0, at.is_required },
     };
 };
 
@@ -148,19 +146,19 @@ const items_size = blk: {
     break :blk size;
 };
 
-fn metadataTable(locator_size: usize) [vhdx.metadata.entries + rows.len * vhdx.metadata.entry_size]u8 {
-    const at = vhdx.metadata;
-    var bytes: [at.entries + rows.len * at.entry_size]u8 = @splat(0);
-    @memcpy(bytes[0..8], at.signature);
+fn metadataTable(locator_size: usize) [vhdx.metadata_header_size + rows.len * vhdx.metadata_entry_size]u8 {
+    const at = fields.metadata;
+    var bytes: [vhdx.metadata_header_size + rows.len * vhdx.metadata_entry_size]u8 = @splat(0);
+    @memcpy(bytes[0..8], vhdx.metadata_signature);
     const count = rows.len - @intFromBool(locator_size == 0);
     put(u16, &bytes, at.count, @intCast(count));
     var offset: u32 = items_offset;
     for (rows[0..count], 0..) |row, i| {
-        const entry = bytes[at.entries + i * at.entry_size ..][0..at.entry_size];
+        const entry = bytes[vhdx.metadata_header_size + i * vhdx.metadata_entry_size ..][0..vhdx.metadata_entry_size];
         entry[0..16].* = row[0];
-        put(u32, entry, at.entry_offset, offset);
-        put(u32, entry, at.entry_length, if (row[1] == 0) @intCast(locator_size) else row[1]);
-        put(u32, entry, at.entry_flags, row[2]);
+        put(u32, entry, at.offset, offset);
+        put(u32, entry, at.length, if (row[1] == 0) @intCast(locator_size) else row[1]);
+        put(u32, entry, at.flags, row[2]);
         offset += row[1];
     }
     return bytes;
@@ -171,8 +169,8 @@ fn items(layout: layouts.Layout, seed: target.Seed) [items_size]u8 {
     put(u32, &bytes, 0, @intCast(layout.block_size));
     put(u32, &bytes, 4, switch (layout.kind) {
         .dynamic => 0,
-        .fixed => vhdx.metadata.leave_blocks_allocated,
-        .differencing => vhdx.metadata.has_parent,
+        .fixed => fields.metadata.leave_blocks_allocated,
+        .differencing => fields.metadata.has_parent,
     });
     put(u64, &bytes, 8, layout.size);
     bytes[16..32].* = identity.ofUuid(seed.uuid);

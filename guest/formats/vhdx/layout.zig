@@ -8,10 +8,10 @@ const image = @import("../image.zig");
 const target = @import("../target.zig");
 const vhdx = @import("format.zig");
 
-pub const format = "vhdx";
+pub const format = vhdx.name;
 pub const sector: u64 = 512;
 
-const mib = vhdx.mib;
+const mib: u64 = vhdx.mib;
 const accepted = target.mask(&.{ "subformat", "block_size", "log_size", "block_state_zero", "preallocation", "backing_file", "backing_format" });
 
 pub const Kind = enum { dynamic, fixed, differencing };
@@ -34,7 +34,7 @@ pub const Layout = struct {
 
     /// Payload blocks whose sectors one sector bitmap block covers; behind so many entries of the BAT there is one for it.
     pub fn chunkRatio(self: Layout) u64 {
-        return vhdx.sectors_per_bitmap * sector / self.block_size;
+        return vhdx.sectors_per_chunk * sector / self.block_size;
     }
 
     /// Entries of the BAT that a reader looks at.
@@ -58,7 +58,7 @@ pub const Layout = struct {
 
     /// The BAT's region.
     pub fn tableSize(self: Layout) u64 {
-        return std.mem.alignForward(u64, @max(1, self.entries()) * vhdx.entry.size, mib);
+        return std.mem.alignForward(u64, @max(1, self.entries()) * vhdx.entry_size, mib);
     }
 
     pub fn metadataOffset(self: Layout) u64 {
@@ -90,15 +90,15 @@ pub fn layout(context: image.Context, size: u64, options: *const target.Options)
     }
     const kind = try kindOf(context, options);
     try target.checkSize(context, format, size);
-    if (size > vhdx.max_size) return tooLarge(context, "virtual size", "Image size too large; max of 64TB", size, vhdx.max_size);
+    if (size > vhdx.max_disk_size) return tooLarge(context, "virtual size", "Image size too large; max of 64TB", size, vhdx.max_disk_size);
 
     const log_size = options.log_size orelse mib;
     if (log_size > std.math.maxInt(u32) / mib * mib) return tooLarge(context, "log", "Log size must be smaller than 4 GB", log_size, std.math.maxInt(u32));
     if (log_size == 0) return target.refuseOption(context, format, "vhdx: Log size must be a multiple of 1 MB", .{});
 
     const wanted = options.block_size orelse 0;
-    if (wanted > target.max_size) return tooLarge(context, "block", "Block size must not exceed 268435456", wanted, vhdx.max_block);
-    const block_size = if (wanted == 0) defaultBlock(size) else @min(std.mem.alignForward(u64, wanted, mib), vhdx.max_block);
+    if (wanted > target.max_size) return tooLarge(context, "block", "Block size must not exceed 268435456", wanted, vhdx.max_block_size);
+    const block_size = if (wanted == 0) defaultBlock(size) else @min(std.mem.alignForward(u64, wanted, mib), vhdx.max_block_size);
     if (!std.math.isPowerOfTwo(block_size)) return target.refuseOption(context, format, "vhdx: Block size must be a power of two", .{});
     return .{
         .size = std.mem.alignForward(u64, size, sector),

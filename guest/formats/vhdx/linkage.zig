@@ -7,26 +7,27 @@ const block = @import("block");
 const image = @import("../image.zig");
 const paths = @import("../vhd/path.zig");
 const vhdx = @import("format.zig");
+const fields = @import("fields.zig");
 const identity = @import("identity.zig");
 
-const format = "vhdx";
+const format = vhdx.name;
 
 /// The item for a parent of this name with this identity.  A name that is relative becomes `relative_path`, any other
 /// `absolute_win32_path`.
 ///
 /// Refuses a name that UTF-16 or Windows' separators cannot say.
-pub fn bytes(context: image.Context, name: []const u8, parent: vhdx.Guid) (block.Error || error{OutOfMemory})![]const u8 {
+pub fn bytes(context: image.Context, name: []const u8, parent: fields.Guid) (block.Error || error{OutOfMemory})![]const u8 {
     const path = try paths.windows(context, format, name);
     const guid = identity.text(parent);
     const pairs = [_]struct { []const u8, []const u8 }{
         .{ "parent_linkage", &guid },
         .{ if (paths.isAbsolute(name)) "absolute_win32_path" else "relative_path", path },
     };
-    const at = vhdx.locator;
+    const at = fields.locator;
     var out: std.ArrayList(u8) = .empty;
     try out.resize(context.allocator, at.header_size + pairs.len * at.entry_size);
     @memset(out.items, 0);
-    out.items[0..16].* = at.kind;
+    out.items[0..16].* = vhdx.guids.vhdx_locator;
     std.mem.writeInt(u16, out.items[at.count..][0..2], pairs.len, .little);
     for (pairs, 0..) |pair, i| {
         var row: [at.entry_size]u8 = undefined;
@@ -47,10 +48,10 @@ test "a locator holds the linkage and the path" {
     var arena: std.heap.ArenaAllocator = .init(std.testing.allocator);
     defer arena.deinit();
     const context: image.Context = .{ .allocator = arena.allocator(), .diagnostic = &diagnostic };
-    const item = try bytes(context, "sub/b\u{fc}", vhdx.regions.bat);
+    const item = try bytes(context, "sub/b\u{fc}", vhdx.guids.bat);
     const linkage = std.unicode.utf8ToUtf16LeStringLiteral("parent_linkage{2dc27766-f623-4200-9d64-115e9bfd4a08}");
     const relative = std.unicode.utf8ToUtf16LeStringLiteral("relative_path.\\sub\\b\u{fc}");
-    try std.testing.expectEqual(2, item[vhdx.locator.count]);
+    try std.testing.expectEqual(2, item[fields.locator.count]);
     try std.testing.expectEqual(44, std.mem.readInt(u32, item[20..24], .little));
     try std.testing.expectEqualSlices(u8, std.mem.sliceAsBytes(linkage)[0 .. 2 * linkage.len], item[44..][0 .. 2 * linkage.len]);
     try std.testing.expectEqualSlices(u8, std.mem.sliceAsBytes(relative)[0 .. 2 * relative.len], item[44 + 2 * linkage.len ..]);
