@@ -260,9 +260,9 @@ class CreateOptions(Message):
 
     ``lazy-refcounts``: qcow2
 
-    ``backing-file``: qcow2: name to write into the image; never opened
+    ``backing-file``: qcow2, vmdk, vpc, vhdx: name to write into the image; the file itself is the request's backing-device
 
-    ``backing-format``: qcow2: driver name of the backing file
+    ``backing-format``: qcow2, vmdk, vpc, vhdx: driver name of the backing file
 
     ``data-file``: qcow2: name of the external data file to write into the image; never opened by that name
 
@@ -446,7 +446,7 @@ class CreateRequest(Message):
 
     ``format``: qemu's driver name
 
-    ``size``: bytes of virtual disk
+    ``size``: bytes of virtual disk; absent: that of the backing file
 
     ``unix-time``: seconds since 1970-01-01 00:00 UTC, for formats that record when they were made; absent: their epoch
 
@@ -461,9 +461,13 @@ class CreateRequest(Message):
     ``parent-cid``: vmdk: content identifier of the backing file, 32 bits, when that file is not opened
 
     ``first-output``: number of the image's file that device 0 is, counted from 0, the one that was asked for; device N is the Nth behind it; absent: all files are devices, or they are named instead of written
+
+    ``backing-device``: number of the device that holds the backing file; absent: it is not opened, and size is needed
+
+    ``backing-time``: seconds since 1970-01-01 00:00 UTC when the backing file was last changed, for formats that record it
     """
 
-    __slots__ = ("format", "size", "options", "unix_time", "uuid", "entropy", "passphrase", "name", "parent_cid", "first_output")
+    __slots__ = ("format", "size", "options", "unix_time", "uuid", "entropy", "passphrase", "name", "parent_cid", "first_output", "backing_device", "backing_time")
     NAME = "create-request"
     FIELDS = (
         Field("format", "format", "text", False, False, None),
@@ -476,6 +480,8 @@ class CreateRequest(Message):
         Field("name", "name", "bytes", True, False, None),
         Field("parent-cid", "parent_cid", "uint", True, False, None),
         Field("first-output", "first_output", "uint", True, False, None),
+        Field("backing-device", "backing_device", "uint", True, False, None),
+        Field("backing-time", "backing_time", "uint", True, False, None),
     )
     format: str
     size: int | None
@@ -487,6 +493,8 @@ class CreateRequest(Message):
     name: bytes | None
     parent_cid: int | None
     first_output: int | None
+    backing_device: int | None
+    backing_time: int | None
 
     def __init__(
         self,
@@ -501,6 +509,8 @@ class CreateRequest(Message):
         name: bytes | None = None,
         parent_cid: int | None = None,
         first_output: int | None = None,
+        backing_device: int | None = None,
+        backing_time: int | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -513,6 +523,8 @@ class CreateRequest(Message):
         put(self, "name", name)
         put(self, "parent_cid", parent_cid)
         put(self, "first_output", first_output)
+        put(self, "backing_device", backing_device)
+        put(self, "backing_time", backing_time)
 
 
 class CreateOption(Message):

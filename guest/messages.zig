@@ -100,9 +100,9 @@ pub const CreateOptions = struct {
     preallocation: ?[]const u8 = null,
     /// qcow2
     lazy_refcounts: ?bool = null,
-    /// qcow2: name to write into the image; never opened
+    /// qcow2, vmdk, vpc, vhdx: name to write into the image; the file itself is the request's backing-device
     backing_file: ?[]const u8 = null,
-    /// qcow2: driver name of the backing file
+    /// qcow2, vmdk, vpc, vhdx: driver name of the backing file
     backing_format: ?[]const u8 = null,
     /// qcow2: name of the external data file to write into the image; never opened by that name
     data_file: ?[]const u8 = null,
@@ -156,7 +156,7 @@ pub const CreateRequest = struct {
 
     /// qemu's driver name
     format: []const u8,
-    /// bytes of virtual disk
+    /// bytes of virtual disk; absent: that of the backing file
     size: ?u64 = null,
     options: ?CreateOptions = null,
     /// seconds since 1970-01-01 00:00 UTC, for formats that record when they were made; absent: their epoch
@@ -173,6 +173,10 @@ pub const CreateRequest = struct {
     parent_cid: ?u64 = null,
     /// number of the image's file that device 0 is, counted from 0, the one that was asked for; device N is the Nth behind it; absent: all files are devices, or they are named instead of written
     first_output: ?u64 = null,
+    /// number of the device that holds the backing file; absent: it is not opened, and size is needed
+    backing_device: ?u64 = null,
+    /// seconds since 1970-01-01 00:00 UTC when the backing file was last changed, for formats that record it
+    backing_time: ?u64 = null,
 };
 
 /// One resolved option, as qemu-img's `Formatting` line shows it.

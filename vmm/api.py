@@ -185,6 +185,9 @@ class Machine:
         format: str = "raw",  # noqa: A002  (qemu-img's word)
         size: int | str | None = None,
         *,
+        backing_unsafe: bool = False,
+        force: bool = False,
+        seed: str | None = None,
         unix_time: int | None = None,
         uuid: bytes | None = None,
         **options: OptionValue,
@@ -192,6 +195,7 @@ class Machine:
         """Plan and write an empty image.  See :func:`vmm.operations.create.create`.
 
         :param size: bytes of the virtual disk, or text such as ``10G``.
+        :param force: replace an existing file, which is kept otherwise.
         """
         from vmm.operations.create import create as run
 
@@ -201,6 +205,9 @@ class Machine:
             format,
             size=size,
             options=options,
+            backing_unsafe=backing_unsafe,
+            force=force,
+            seed=seed,
             unix_time=unix_time,
             uuid=uuid,
             follow_symlinks=self._follow,
@@ -373,6 +380,9 @@ def create(
     format: str = "raw",  # noqa: A002  (qemu-img's word)
     size: int | str | None = None,
     *,
+    backing_unsafe: bool = False,
+    force: bool = False,
+    seed: str | None = None,
     unix_time: int | None = None,
     uuid: bytes | None = None,
     timeout: float | None = None,
@@ -382,11 +392,22 @@ def create(
     """Plan and write an empty image, with a machine of its own.
 
     :param size: bytes of the virtual disk, or text such as ``10G``.
+    :param force: replace an existing file, which is kept otherwise.
     :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
-        return machine.create(path, format, size, unix_time=unix_time, uuid=uuid, **options)
+        return machine.create(
+            path,
+            format,
+            size,
+            backing_unsafe=backing_unsafe,
+            force=force,
+            seed=seed,
+            unix_time=unix_time,
+            uuid=uuid,
+            **options,
+        )
 
 
 def resize(

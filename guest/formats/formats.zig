@@ -45,7 +45,7 @@ pub const drivers: []const image.Driver = &([_]image.Driver{
 });
 
 /// What an operation wants of a format.
-pub const Purpose = enum { info, check, measure, map, resize, references };
+pub const Purpose = enum { info, check, measure, map, resize, references, create };
 
 /// The drivers with only the functions that `purpose` calls.  Everything else stays out of the operation's ELF.
 pub fn Registry(comptime purpose: Purpose) type {
@@ -60,6 +60,7 @@ pub fn Registry(comptime purpose: Purpose) type {
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;
+                if (purpose != .create) kept[i].identity = null;
             }
             const frozen = kept;
             break :blk &frozen;

@@ -89,6 +89,16 @@ pub const Files = struct {
     device: *const fn (context: *anyopaque, number: u32) block.DeviceError!block.Device,
 };
 
+/// What an overlay writes down of its parent, to know it again.
+pub const Identity = union(enum) {
+    /// VHD: the footer's unique identifier, as it lies in the file.
+    vhd: [16]u8,
+    /// VHDX: the data write GUID of the header that counts, as it lies in the file.
+    vhdx: [16]u8,
+    /// VMDK: the content identifier.
+    cid: u32,
+};
+
 /// How a range of the virtual disk is stored.
 pub const Kind = enum {
     /// Bytes in the file.
@@ -200,6 +210,8 @@ pub const Driver = struct {
     info: ?*const fn (context: Context, device: block.Device, sink: Sink, report: *messages.Info) block.Error!void = null,
     /// Emit an `info-reference` for each file that the image names, with `index`; `info` says the same.
     references: ?*const fn (context: Context, device: block.Device, sink: Sink) block.Error!void = null,
+    /// What an overlay on this image writes down of it.
+    identity: ?*const fn (context: Context, device: block.Device) block.Error!Identity = null,
     /// Plan another virtual size, in bytes, of the image on `device`; reads and never writes.
     resize: ?*const fn (context: Context, device: block.Device, request: *const messages.ResizeRequest) block.Error!steps.Resize = null,
     /// Check consistency; findings go to the sink first.

@@ -17,13 +17,14 @@ pub const Progression = struct {
         /// Each is followed by a zero word (extended L2).
         big_64_and_zero,
         little_32,
+        little_64,
     } = .big_64,
 
     /// Bytes from one word to the next.
     pub fn stride(self: Progression) u64 {
         return switch (self.word) {
             .little_32 => 4,
-            .big_64 => 8,
+            .big_64, .little_64 => 8,
             .big_64_and_zero => 16,
         };
     }
@@ -69,7 +70,7 @@ pub const Region = struct {
                     if (words.word == .little_32) {
                         std.mem.writeInt(u32, out[at..][0..4], @intCast(word), .little);
                     } else {
-                        std.mem.writeInt(u64, out[at..][0..8], word, .big);
+                        std.mem.writeInt(u64, out[at..][0..8], word, if (words.word == .little_64) .little else .big);
                         @memset(out[at + 8 ..][0 .. stride - 8], 0);
                     }
                     // Behind the last word nobody needs another one, which may be too large.

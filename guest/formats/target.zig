@@ -22,6 +22,20 @@ pub const Seed = struct {
     name: []const u8 = "",
     /// VMDK: content identifier of the parent, when the request states it.
     parent_cid: ?u32 = null,
+    /// The backing file of an overlay; null when there is none, and when it was not opened.
+    parent: ?Parent = null,
+};
+
+/// The backing file of a new overlay, as far as formats record it.
+pub const Parent = struct {
+    /// Driver name.
+    format: []const u8,
+    /// Bytes.
+    virtual_size: u64,
+    /// Null where the format has none.
+    identity: ?image.Identity,
+    /// When the file was last changed, in seconds since 1970-01-01 00:00 UTC.
+    unix_time: u64 = 0,
 };
 
 /// What is measured: an image, or an empty disk of so many bytes.
@@ -142,7 +156,7 @@ pub fn dataSize(context: image.Context, source: image.Image, unit: u64) block.Er
             },
             .data => {
                 const begin = std.mem.alignBackward(u64, segment.start, unit);
-                // virtual_size is at most 2^63 and unit at most 2 MiB.
+                // virtual_size is at most 2^63-1 and unit at most 256 MiB.
                 const end = std.mem.alignForward(u64, at, unit);
                 total += end - begin;
                 // The rest of this unit is paid for.

@@ -8,18 +8,20 @@ const target = @import("target.zig");
 pub const Target = target.Target;
 pub const Options = target.Options;
 pub const Seed = target.Seed;
+pub const Parent = target.Parent;
 pub const Source = target.Source;
 pub const plan = @import("plan.zig");
 
 pub const targets = [_]Target{
     .{ .name = "raw", .measure = @import("raw/create.zig").measure, .plan = @import("raw/create.zig").plan },
     .{ .name = "qcow2", .measure = @import("qcow2/measure.zig").measure, .plan = @import("qcow2/create.zig").plan },
+    .{ .name = "vhdx", .measure = @import("vhdx/measure.zig").measure, .plan = @import("vhdx/create.zig").plan },
     .{ .name = "vpc", .measure = @import("vhd/layout.zig").measure, .plan = @import("vhd/create.zig").plan },
     .{ .name = "vmdk", .measure = @import("vmdk/measure.zig").measure, .plan = @import("vmdk/create.zig").plan },
 };
 
 /// Formats that qemu-img knows and that are no destination here.
-const others = [_][]const u8{ "vdi", "vhdx", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
+const others = [_][]const u8{ "vdi", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
 
 pub const Purpose = enum { measure, create };
 
@@ -61,6 +63,12 @@ test {
     _ = @import("vmdk/test_create.zig");
     _ = @import("vmdk/descriptor_edit.zig");
     _ = @import("vmdk/test_grow.zig");
+    _ = @import("vhdx/fields.zig");
+    _ = @import("vhd/path.zig");
+    _ = @import("vhdx/layout.zig");
+    _ = @import("vhdx/identity.zig");
+    _ = @import("vhdx/linkage.zig");
+    _ = @import("vhdx/create.zig");
 }
 
 test "known and unknown destinations" {

@@ -1,6 +1,7 @@
 //! create: plan an empty image and write it to device 0, its other files to the devices behind that one.
 //!
 //! Planning is pure: a run that has not got all files plans like one that has, and writes those that it was given.
+//! The backing file of an overlay is read for its size and its identity.
 
 const std = @import("std");
 const sdk = @import("sdk");
@@ -15,18 +16,20 @@ comptime {
 }
 
 const targets = formats.targets;
+const registry = formats.Registry(.create);
 
 pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.CreateRequest);
     const context = run.context();
     const target = try targets.byName(.create, context, request.format);
-    const size = request.size orelse
-        return run.diagnostic.refuse(.invalid_option, .{ .format = target.name }, "{s}: Image creation needs a size parameter", .{target.name});
     const options: messages.CreateOptions = request.options orelse .{};
-    var planned = try target.plan(context, size, &options, try seed(run, request));
+    var from = try seed(run, request);
+    from.parent = try parent(run, request, options.backing_format);
+    const size = request.size orelse if (from.parent) |found| found.virtual_size else return run.diagnostic.refuse(.invalid_option, .{ .format = target.name }, "{s}: Image creation needs a size parameter", .{target.name});
+    var planned = try target.plan(context, size, &options, from);
     planned.progress = sdk.table.progress;
 
-    try write(run, context, &planned, request.first_output);
+    try write(run, context, &planned, request.first_output, from.parent != null);
     try run.emitLarge(messages.Create{
         .format = target.name,
         .virtual_size = planned.virtual_size,
@@ -37,9 +40,9 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
 }
 
 /// Write the files that are devices; when they are not all there, and no other run was announced, name them instead.
-fn write(run: *sdk.Run, context: formats.image.Context, planned: *const targets.plan.Plan, window: ?u64) sdk.Error!void {
+fn write(run: *sdk.Run, context: formats.image.Context, planned: *const targets.plan.Plan, window: ?u64, has_backing: bool) sdk.Error!void {
     const total = planned.others.len + 1;
-    const devices = run.deviceCount();
+    const devices = run.deviceCount() - @intFromBool(has_backing);
     if (window == null and devices < total) return name(run, planned);
     const first = window orelse 0;
     if (first > total or devices > total - first) return run.diagnostic.refuse(
@@ -81,6 +84,32 @@ fn seed(run: *sdk.Run, request: messages.CreateRequest) sdk.Error!targets.Seed {
     if (request.parent_cid) |cid| result.parent_cid = std.math.cast(u32, cid) orelse
         return run.diagnostic.refuse(.invalid_option, .{ .value = cid, .limit = std.math.maxInt(u32) }, "request: 'parent-cid' is {d}, which 32 bits do not hold", .{cid});
     return result;
+}
+
+/// What an overlay takes from its backing file; null when that is not opened.
+fn parent(run: *sdk.Run, request: messages.CreateRequest, given: ?[]const u8) sdk.Error!?targets.Parent {
+    const number = request.backing_device orelse return null;
+    // What is refused from here on is about that file.
+    run.diagnostic.device = number;
+    const context = run.context();
+    const device = try run.device(@intCast(@min(number, 0xffff)));
+    const stated = given orelse {
+        const found = try registry.detect(context, device);
+        run.diagnostic.device = null;
+        return run.diagnostic.refuse(.invalid_option, .{ .format = found.name }, "Backing file specified without backing format (detected format of {s})", .{found.name});
+    };
+    const driver = try registry.byName(context, stated);
+    const open = driver.open orelse
+        return run.diagnostic.refuse(.unsupported, .{ .format = driver.name }, "{s}: recognised, but this version cannot open it as a backing file", .{driver.name});
+    const image = try open(context, device);
+    const identity = if (driver.identity) |identify| try identify(context, device) else null;
+    run.diagnostic.device = null;
+    return .{
+        .format = driver.name,
+        .virtual_size = image.virtual_size,
+        .identity = identity,
+        .unix_time = request.backing_time orelse 0,
+    };
 }
 
 /// An output: whatever it held would show through the places that no write touches.

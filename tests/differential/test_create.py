@@ -57,6 +57,9 @@ def _cases() -> list[Case]:
     for size in ("512", "34817", "1M", "7000000"):
         cases += [Case("vpc", size, "subformat=fixed"), Case("vpc", size, "subformat=fixed,force_size=on")]
     cases += [Case("vpc", "1M", "subformat=dynamic")]
+    cases += [Case("vhdx", size) for size in ("1", "1M", "1025M", "33T")]
+    cases += [Case("vhdx", "3500000", f"subformat=fixed,block_state_zero={on}") for on in ("on", "off")]
+    cases += [Case("vhdx", "9G", "block_size=1M,log_size=2M"), Case("vhdx", "1M", "block_state_zero=off,nocow=on")]
     cases += [Case("qcow2", size) for size in ("0", "1", "511", "513", "1M", "1000000", "64M", "10G", "64T", "2P")]
     for cluster in CLUSTER_SIZES:
         size = rng.choice(("1M", "64M", "3000000"))
@@ -103,6 +106,13 @@ REFUSED = [
     Case("vpc", "1M", "force_size=maybe"),
     Case("vpc", "1M", "cluster_size=65536"),
     Case("vpc", "1M", "", ("-b", "x", "-F", "raw", "-u")),
+    Case("vhdx", "65T"),
+    Case("vhdx", "1M", "block_size=3M"),
+    Case("vhdx", "1M", "log_size=0"),
+    Case("vhdx", "1M", "subformat=sparse"),
+    Case("vhdx", "1M", "block_state_zero=maybe"),
+    Case("vhdx", "1M", "cluster_size=65536"),
+    Case("vhdx", "1M", "", ("-b", "x", "-F", "raw", "-u")),
     Case("qcow2", "1M", "cluster_size=256"),
     Case("qcow2", "1M", "cluster_size=4M"),
     Case("qcow2", "1M", "cluster_size=1000"),
@@ -193,9 +203,13 @@ def test_data_file(more: str, ours: Ours, tmp_path: Path) -> None:
 def test_existing_file_is_replaced_whole(ours: Ours, tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"\xff" * (1 << 20))
-    assert ours.run("create", "-q", "-f", "qcow2", str(path), "1M").rc == 0
+    kept = ours.run("create", "-q", "-f", "qcow2", str(path), "1M")
+    assert kept.rc == 1
+    assert "it exists and is kept (--force replaces it)" in kept.stderr
+    assert path.read_bytes() == b"\xff" * (1 << 20)
+    assert ours.run("create", "-q", "--force", "-f", "qcow2", str(path), "1M").rc == 0
     assert qemu_img("check", "-f", "qcow2", str(path)).rc == 0
-    refused = ours.run("create", "-q", "-f", "qcow2", "-o", "cluster_size=3", str(path), "1M")
+    refused = ours.run("create", "-q", "--force", "-f", "qcow2", "-o", "cluster_size=3", str(path), "1M")
     assert refused.rc in REFUSALS
     assert qemu_img("check", "-f", "qcow2", str(path)).rc == 0, "a refusal leaves the old file alone"
 

@@ -64,7 +64,7 @@ def test_time_and_identity_come_from_the_request(vmm_machine: vmm.Machine, tmp_p
     footer = path.read_bytes()[-512:]
     assert struct.unpack_from(">I", footer, 24) == (1_795_381_934 - 946_684_800,)
     assert footer[68:84] == bytes(range(16))
-    vmm_machine.create(path, "vpc", MIB)
+    vmm_machine.create(path, "vpc", MIB, force=True)
     assert path.read_bytes()[-512:][68:84] not in (bytes(16), bytes(range(16)))
 
 
@@ -93,7 +93,7 @@ def test_bytes_are_those_of_qemu_img(options: dict[str, Any], vmm_machine: vmm.M
         "create", "-u", "-f", "qcow2", *(["-o", spelled] if options else []), str(tmp_path / "theirs"), "5M"
     )
     assert oracle.rc == 0, oracle.stderr
-    vmm_machine.create(tmp_path / "ours", "qcow2", "5M", **options)
+    vmm_machine.create(tmp_path / "ours", "qcow2", "5M", backing_unsafe=True, **options)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 

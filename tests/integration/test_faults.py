@@ -45,7 +45,7 @@ def mounted(stage: Stage) -> Faults:
     """A file system that fails on demand, with the images in it."""
     made = stage.faults(stage.folder / "faults")
     for words in IMAGES.values():
-        done = stage.run("run", "create", *words, cwd=made.on)
+        done = stage.run("run", "create", "--force", *words, cwd=made.on)
         assert done.status == 0, done
     return made
 
@@ -131,7 +131,7 @@ def test_writing(
 ) -> None:
     before = contents(stage.path(mounted.folder))
     faults.rules(**rules)
-    done = stage.run("run", "create", "-f", "qcow2", name, "1G", "--output=json", cwd=mounted.on)
+    done = stage.run("run", "create", "--force", "-f", "qcow2", name, "1G", "--output=json", cwd=mounted.on)
     failed(done, name, number, text)
     faults.rules()
     assert contents(stage.path(mounted.folder)) == before
@@ -140,7 +140,7 @@ def test_writing(
 def test_keeping_the_mode_fails(stage: Stage, mounted: Faults, faults: Faults) -> None:
     before = contents(stage.path(mounted.folder))
     faults.rules(chmod=fails("EPERM"))
-    done = stage.run("run", "create", "disk.raw", "1M", "--output=json", cwd=mounted.on)
+    done = stage.run("run", "create", "--force", "disk.raw", "1M", "--output=json", cwd=mounted.on)
     failed(done, "disk.raw", "EPERM", "Could not create 'disk.raw'")
     assert contents(stage.path(mounted.folder)) == before
 
@@ -148,7 +148,7 @@ def test_keeping_the_mode_fails(stage: Stage, mounted: Faults, faults: Faults) -
 def test_what_closing_says_is_too_late(stage: Stage, mounted: Faults, faults: Faults) -> None:
     """Everything was made durable before."""
     faults.rules(flush=fails("EIO"))
-    assert stage.run("run", "create", "-f", "qcow2", "closed", "1G", cwd=mounted.on).status == 0
+    assert stage.run("run", "create", "--force", "-f", "qcow2", "closed", "1G", cwd=mounted.on).status == 0
     faults.rules()
     assert stage.run("run", "check", "closed", cwd=mounted.on).status == 0
     (stage.path(mounted.folder) / "closed").unlink()
@@ -157,10 +157,10 @@ def test_what_closing_says_is_too_late(stage: Stage, mounted: Faults, faults: Fa
 def test_a_directory_that_cannot_be_made_durable(stage: Stage, mounted: Faults, faults: Faults) -> None:
     """The file is in place by then, whole; whether it survives a crash of the host is not known."""
     faults.rules(fsyncdir=fails("EIO"))
-    done = stage.run("run", "create", "-f", "qcow2", "placed", "1G", "--output=json", cwd=mounted.on)
+    done = stage.run("run", "create", "--force", "-f", "qcow2", "placed", "1G", "--output=json", cwd=mounted.on)
     failed(done, "placed", "EIO", "Could not make durable the directory of 'placed'")
     faults.rules(fsyncdir=fails("EINVAL"))
-    assert stage.run("run", "create", "-f", "qcow2", "placed", "1G", cwd=mounted.on).status == 0
+    assert stage.run("run", "create", "--force", "-f", "qcow2", "placed", "1G", cwd=mounted.on).status == 0
     faults.rules()
     assert stage.run("run", "check", "placed", cwd=mounted.on).status == 0
     assert listing(stage.path(mounted.folder)) == {*IMAGES, "placed"}
@@ -170,7 +170,7 @@ def test_a_directory_that_cannot_be_made_durable(stage: Stage, mounted: Faults, 
 def test_a_temporary_name_that_cannot_be_removed_is_named(stage: Stage, mounted: Faults, faults: Faults) -> None:
     """As when a file system turns read-only under way: nobody can remove it then, but somebody can be told."""
     faults.rules(rename=fails("EROFS"), unlink=fails("EROFS"))
-    done = stage.run("run", "create", "stuck", "1M", "--output=json", cwd=mounted.on)
+    done = stage.run("run", "create", "--force", "stuck", "1M", "--output=json", cwd=mounted.on)
     (left,) = listing(stage.path(mounted.folder)) - set(IMAGES)
     assert done.status == 1
     assert done.json["error"]["message"] == f"Could not remove '{left}': Read-only file system"
@@ -191,11 +191,11 @@ def refused_for_space(stage: Stage, folder: Path, number: str, *prefix: str) -> 
     there = stage.path(folder)
     for existing in (False, True):
         if existing:
-            done = stage.run("run", "create", "-f", "qcow2", "image", "1G", prefix=prefix, cwd=folder)
+            done = stage.run("run", "create", "--force", "-f", "qcow2", "image", "1G", prefix=prefix, cwd=folder)
             assert done.status == 0, done
         before = contents(there)
         for words in LARGE:
-            done = stage.run("run", "create", *words, "--output=json", prefix=prefix, cwd=folder)
+            done = stage.run("run", "create", "--force", *words, "--output=json", prefix=prefix, cwd=folder)
             failed(done, "image", number, "image")
             assert contents(there) == before
         if existing:
@@ -217,7 +217,7 @@ def test_no_space_as_an_ordinary_user(stage: Stage) -> None:
 def test_no_inode(stage: Stage) -> None:
     folder = stage.folder / "no-inodes"
     stage.mount(folder, "tmpfs", "size=2M,nr_inodes=1")
-    done = stage.run("run", "create", "image", "1M", "--output=json", cwd=folder)
+    done = stage.run("run", "create", "--force", "image", "1M", "--output=json", cwd=folder)
     failed(done, "image", "ENOSPC", "Could not create 'image'")
     assert listing(stage.path(folder)) == set()
 
@@ -238,11 +238,13 @@ def test_file_size_limit(stage: Stage) -> None:
     """RLIMIT_FSIZE; what is in place already is longer than that."""
     folder = stage.folder / "limited"
     stage.call("mkdir", folder)
-    assert stage.run("run", "create", "image", "2M", cwd=folder).status == 0
+    assert stage.run("run", "create", "--force", "image", "2M", cwd=folder).status == 0
     before = contents(stage.path(folder))
     for name in ("image", "new"):
         for words in (["-f", "qcow2", name, "1G"], [name, "2M"], ["-o", "preallocation=full", name, "2M"]):
-            done = stage.run("run", "create", *words, "--output=json", prefix=("prlimit", "--fsize=100000"), cwd=folder)
+            done = stage.run(
+                "run", "create", "--force", *words, "--output=json", prefix=("prlimit", "--fsize=100000"), cwd=folder
+            )
             failed(done, name, "EFBIG", name)
     assert contents(stage.path(folder)) == before
 
@@ -252,7 +254,7 @@ def test_read_only_file_system(kind: str, stage: Stage) -> None:
     """Images can be read there, and nothing else."""
     source, folder = stage.folder / f"writable-{kind}", stage.folder / f"read-only-{kind}"
     stage.mount(source, "tmpfs", "size=2M")
-    assert stage.run("run", "create", "-f", "qcow2", "image", "1G", cwd=source).status == 0
+    assert stage.run("run", "create", "--force", "-f", "qcow2", "image", "1G", cwd=source).status == 0
     if kind == "bind":
         stage.call("mkdir", folder)
         stage.call("mount", "--bind", source, folder)
@@ -265,7 +267,7 @@ def test_read_only_file_system(kind: str, stage: Stage) -> None:
         assert stage.run("run", operation, "image", cwd=folder).status == 0
     for name in ("image", "new"):
         for prefix in ((), ORDINARY_USER):
-            done = stage.run("run", "create", name, "1M", "--output=json", prefix=prefix, cwd=folder)
+            done = stage.run("run", "create", "--force", name, "1M", "--output=json", prefix=prefix, cwd=folder)
             failed(done, name, "EROFS", f"Could not create '{name}'")
     assert contents(stage.path(folder)) == before
 
@@ -374,7 +376,7 @@ def test_an_image_whose_data_file_is_in_place_already(runner: Meddling, tmp_path
 def test_block_device(stage: Stage) -> None:
     """Read like a file; a medium that fails gives the same error; an output never replaces it."""
     disk = stage.folder / "medium"
-    assert stage.run("run", "create", "-f", "qcow2", "-o", "preallocation=full", str(disk), "4M").status == 0
+    assert stage.run("run", "create", "--force", "-f", "qcow2", "-o", "preallocation=full", str(disk), "4M").status == 0
     there = stage.path(disk)
     os.truncate(there, 8 * MIB)
     device = stage.call("losetup", "--find", "--show", disk)
@@ -382,7 +384,7 @@ def test_block_device(stage: Stage) -> None:
         for operation in OPERATIONS:
             done = stage.run("run", operation, device)
             assert done.status == 0, done
-        done = stage.run("run", "create", device, "1M", "--output=json")
+        done = stage.run("run", "create", "--force", device, "1M", "--output=json")
         failed(done, device, None, "is not replaced")
         # The medium ends before the device does; nothing of it may be in the cache.
         os.truncate(there, 0)

@@ -109,7 +109,7 @@ class Place:
         fixed = ["--unix-time", "1700000000", "--uuid", "00112233445566778899aabbccddeeff"]
         target = str(self.folder / "image")
         return subprocess.Popen(
-            [*self._prefix, *COMMAND, "run", "create", *words, *fixed, target, size.removeprefix("SIZE=")],
+            [*self._prefix, *COMMAND, "run", "create", "--force", *words, *fixed, target, size.removeprefix("SIZE=")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**environment(), MARK: mark},

@@ -92,7 +92,7 @@ def test_hit_exactly_where_it_says(
         if words[0] == "create":
             options: dict[str, Any] = dict(word.split("=") for word in words if "=" in word)
             name = words[words.index("-f") + 1] if "-f" in words else "raw"
-            machine.create("new", name, words[-1], **options)
+            machine.create("new", name, words[-1], force=True, **options)
         else:
             machine.run(words[0], operands[0])
 

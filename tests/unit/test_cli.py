@@ -386,7 +386,7 @@ class TestFailures:
         evil = CreateOption(name="\x1b[2J", value="\u202e")
         runner = FakeRunner(Create(format="raw", virtual_size=1, file_length=1, options=(evil,)))
         for extra, shown in (([], "\\x1b[2J=\\u202e"), (["--output=json"], '"\\u001B[2J": "\\u202E"')):
-            assert main(["run", "create", *extra, "new", "1"], runner) == 0
+            assert main(["run", "create", "--force", *extra, "new", "1"], runner) == 0
             out = capsys.readouterr().out
             assert shown in out
             assert all(line.isprintable() for line in out.split("\n"))

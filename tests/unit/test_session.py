@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ from vmm.cbor import decode, encode
 from vmm.errors import DebuggerError
 from vmm.operations import session as session_module
 from vmm.operations.check import check
-from vmm.operations.create import create
+from vmm.operations.create import SEED_TIME, create
 from vmm.operations.foreign import load_elf, run_foreign
 from vmm.operations.info import info
 from vmm.operations.measure import measure
@@ -191,17 +192,115 @@ def test_create(tmp_path: Path) -> None:
     runner = FakeRunner(CREATE)
     runner.act = write(b"made")
     target = tmp_path / "new"
-    report = create(Session(runner), str(target), "raw", size="1k", unix_time=7, uuid=bytes(16), entropy=bytes(32))
+    report = create(Session(runner), str(target), "raw", size="1k", seed="s", unix_time=7, uuid=bytes(16))
     assert target.read_bytes() == b"made"
     assert report.options == (("size", "512"),)
-    assert decode(runner.jobs[0].request) == {
-        "format": "raw",
-        "size": 1024,
-        "unix-time": 7,
-        "uuid": bytes(16),
-        "entropy": bytes(32),
-        "name": b"new",
-    }
+    request = requested(runner.jobs[0])
+    assert len(request.pop("entropy")) == 32
+    assert request == {"format": "raw", "size": 1024, "unix-time": 7, "uuid": bytes(16)}
+
+
+def requested(job: Job) -> dict[str, Any]:
+    """The request of a run."""
+    request = decode(job.request)
+    assert isinstance(request, dict)
+    return request
+
+
+def test_create_makes_everything_of_a_seed(tmp_path: Path) -> None:
+    runner = FakeRunner(CREATE)
+    for number, seed in enumerate(("a", "a", "b", "", None)):
+        create(Session(runner), str(tmp_path / str(number)), "vpc", size=1, seed=seed)
+    requests = [requested(job) for job in runner.jobs]
+    assert requests[0] == requests[1]
+    assert all(request["unix-time"] == SEED_TIME for request in requests[:4])
+    for part in ("uuid", "entropy"):
+        assert len({request[part] for request in requests[1:]}) == 4
+    uuid = requests[0]["uuid"]
+    assert (uuid[6] >> 4, uuid[8] >> 6) == (4, 2)
+
+
+@pytest.mark.parametrize("names", [{}, {"data_file": "data"}])
+def test_create_keeps_what_exists(tmp_path: Path, names: dict[str, str]) -> None:
+    target = tmp_path / names.get("data_file", "out")
+    target.write_bytes(b"old")
+    options = {name: str(tmp_path / file) for name, file in names.items()}
+    with pytest.raises(vmm.FileError, match="it exists and is kept") as caught:
+        create(Session(FakeRunner(CREATE)), str(tmp_path / "out"), "qcow2", size=1, options=options)
+    assert caught.value.details["errno"] == "EEXIST"
+    assert target.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == [target.name]
+    create(Session(FakeRunner(CREATE)), str(tmp_path / "out"), "qcow2", size=1, options=options, force=True)
+    assert target.read_bytes() == b""
+
+
+def test_create_keeps_what_appears_meanwhile(tmp_path: Path) -> None:
+    runner = FakeRunner(CREATE)
+    runner.act = lambda _: (tmp_path / "out").write_bytes(b"theirs")  # type: ignore[assignment]
+    with pytest.raises(vmm.FileError, match="it exists and is kept"):
+        create(Session(runner), str(tmp_path / "out"), size=1)
+    assert (tmp_path / "out").read_bytes() == b"theirs"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+BACKED = {"backing_file": "base", "backing_fmt": "raw"}
+
+
+def test_create_opens_the_backing_file_beside_the_image(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    base = tmp_path / "sub" / "base"
+    base.write_bytes(bytes(1000))
+    os.utime(base, (1, 1_700_000_000))
+    runner = FakeRunner(CREATE)
+    create(Session(runner), str(tmp_path / "sub" / "new"), "qcow2", options=BACKED)
+    request = requested(runner.jobs[0])
+    assert (request["backing-device"], request["backing-time"]) == (1, 1_700_000_000)
+    assert "size" not in request
+    output, backing = runner.jobs[0].devices
+    assert (output.read_only, backing.read_only, backing.length) == (False, True, 1000)
+
+
+def test_create_does_not_open_an_unsafe_backing_file(tmp_path: Path) -> None:
+    runner = FakeRunner(CREATE)
+    for number, name in enumerate(("missing", "nbd://host/export", "json:{}")):
+        options = {**BACKED, "backing_file": name}
+        create(Session(runner), str(tmp_path / str(number)), "qcow2", size=1, options=options, backing_unsafe=True)
+    for job in runner.jobs:
+        assert "backing-device" not in requested(job)
+        assert len(job.devices) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("missing", vmm.FileError, "No such file or directory; Could not open backing image 'missing'"),
+        ("folder", vmm.FileError, "it is a directory"),
+        ("link", vmm.FileError, "it is a symbolic link"),
+        ("nbd://host/export", vmm.UsageError, "names a protocol"),
+        ("json:{}", vmm.UsageError, "names a protocol"),
+        ("./new", vmm.UsageError, "same filename"),
+        ("a\0b", vmm.FileError, "null byte"),
+    ],
+)
+def test_create_without_its_backing_file(name: str, error: type[vmm.VmmError], text: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    runner = FakeRunner(CREATE)
+    with pytest.raises(error, match=text):
+        create(Session(runner), str(tmp_path / "new"), "qcow2", options={**BACKED, "backing_file": name})
+    assert runner.jobs == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_create_says_when_the_backing_file_was_refused(tmp_path: Path) -> None:
+    (tmp_path / "base").write_bytes(bytes(512))
+    refusal = Error(code="corrupt", message="qcow2: image is not in qcow2 format", device=1)
+    for device, more in ((1, f"; Could not open backing image '{tmp_path / 'base'}'."), (0, "")):
+        runner = FakeRunner(Error(code=refusal.code, message=refusal.message, device=device), status=1)
+        with pytest.raises(vmm.RefusedError) as caught:
+            create(Session(runner), str(tmp_path / "new"), "qcow2", options=BACKED)
+        assert str(caught.value) == caught.value.message == refusal.message + more
+        assert list(tmp_path.iterdir()) == [tmp_path / "base"]
 
 
 def test_create_gives_time_and_identity(tmp_path: Path) -> None:
@@ -285,7 +384,7 @@ def test_create_that_fails_leaves_what_was_there(tmp_path: Path, runner: FakeRun
     target.write_bytes(b"old")
     runner.act = write(b"half")
     with pytest.raises(error):
-        create(Session(runner), str(target), size=1)
+        create(Session(runner), str(target), size=1, force=True)
     with pytest.raises(error):
         create(Session(runner), str(tmp_path / "new"), "qcow2", size=1, options={"data_file": str(tmp_path / "data")})
     assert target.read_bytes() == b"old"

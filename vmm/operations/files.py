@@ -68,7 +68,7 @@ class InputFile:
     :raises FileError: missing, no permission, or neither a regular file nor a block device.
     """
 
-    __slots__ = ("disk_size", "fd", "length", "path")
+    __slots__ = ("changed", "disk_size", "fd", "length", "path")
 
     #: How open(2) is asked for it.
     access = os.O_RDONLY
@@ -98,6 +98,8 @@ class InputFile:
         _refuse_kind(self.path, found.st_mode)
         #: Bytes that the file takes on the host's disk.
         self.disk_size = found.st_blocks * 512
+        #: When its content was last changed, in seconds since 1970.
+        self.changed = max(0, int(found.st_mtime))
         #: Exact length in bytes.
         self.length = found.st_size if stat.S_ISREG(found.st_mode) else os.lseek(self.fd, 0, os.SEEK_END)
 

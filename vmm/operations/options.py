@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     #: What a keyword may carry.
     OptionValue = str | int | bool
 
-_ALL = ("raw", "qcow2", "vmdk", "vpc")
+_ALL = ("raw", "qcow2", "vmdk", "vpc", "vhdx")
 _UINT_MAX = (1 << 64) - 1
 
 #: qemu-img's name -> (attribute of CreateOptions, type, target formats that have it, what it is).
 OPTIONS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "adapter_type": ("adapter_type", "str", ("vmdk",), "ide, buslogic, lsilogic or legacyESX"),
-    "backing_file": ("backing_file", "str", ("qcow2", "vmdk"), "name of a backing file to write into the image"),
-    "backing_fmt": ("backing_format", "str", ("qcow2", "vmdk"), "format of the backing file"),
+    "backing_file": ("backing_file", "str", ("qcow2", "vmdk", "vpc", "vhdx"), "name of a backing file"),
+    "backing_fmt": ("backing_format", "str", ("qcow2", "vmdk", "vpc", "vhdx"), "format of the backing file"),
+    "block_size": ("block_size", "size", ("vhdx",), "bytes of a block: 1M to 256M, or 0: by the size"),
+    "block_state_zero": ("block_state_zero", "bool", ("vhdx",), "start with blocks in state ZERO (default: on)"),
     "cluster_size": ("cluster_size", "size", ("qcow2",), "bytes of a cluster, a power of two from 512 to 2M"),
     "compat": ("compat", "str", ("qcow2",), "0.10 (v2) or 1.1 (v3)"),
     "compat6": ("compat6", "bool", ("vmdk",), "virtual hardware version 6"),
@@ -34,11 +36,12 @@ OPTIONS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "force_size": ("force_size", "bool", ("vpc",), "keep the size exactly instead of rounding it to a geometry"),
     "hwversion": ("hwversion", "str", ("vmdk",), "virtual hardware version to write into the descriptor"),
     "lazy_refcounts": ("lazy_refcounts", "bool", ("qcow2",), "let refcounts be updated late"),
+    "log_size": ("log_size", "size", ("vhdx",), "bytes of the log, a multiple of 1M (default: 1M)"),
     "nocow": ("nocow", "bool", _ALL, "a wish to the file system, without effect here"),
     "preallocation": ("preallocation", "str", ("raw", "qcow2", "vmdk"), "off, metadata (qcow2), falloc or full"),
     "refcount_bits": ("refcount_bits", "number", ("qcow2",), "width of a refcount: 1, 2, 4, 8, 16, 32 or 64"),
     "size": ("", "size", _ALL, "bytes of the virtual disk"),
-    "subformat": ("subformat", "str", ("vmdk", "vpc"), "kind of the image, one of those that the format has"),
+    "subformat": ("subformat", "str", ("vmdk", "vpc", "vhdx"), "kind of the image, one of those that the format has"),
     "toolsversion": ("toolsversion", "str", ("vmdk",), "version of the guest tools to write into the descriptor"),
     "zeroed_grain": ("zeroed_grain", "bool", ("vmdk",), "let grains be marked as zero"),
 }

@@ -35,17 +35,24 @@ _DESCRIPTORS = "/proc/self/fd"
 class OutputFile:
     """A file to be written, as a context manager: leaving it without :meth:`commit` leaves nothing behind.
 
-    An existing regular file is replaced (its permissions are kept); anything else that exists is refused.
+    An existing regular file is replaced (its permissions are kept), or kept without ``replace``; anything else that
+    exists is refused.
 
     :param follow_symlinks: when the target is a symbolic link, replace what it points to.
-    :raises FileError: the directory cannot be written, or the target is a directory, a device, a link.
+    :param replace: whether an existing file may be replaced.
+    :raises FileError: the directory cannot be written, or the target exists and is kept, or is a directory, a device, a
+        link.
     """
 
-    __slots__ = ("_directory", "_directory_fd", "_guard", "_name", "_replaced", "_temporary", "fd", "path")
+    __slots__ = (
+        *("_directory", "_directory_fd", "_guard", "_may_replace", "_name", "_replaced", "_temporary"),
+        *("fd", "path"),
+    )
 
-    def __init__(self, path: str, *, follow_symlinks: bool = False) -> None:
+    def __init__(self, path: str, *, follow_symlinks: bool = False, replace: bool = True) -> None:
         self.path = path
         self.fd = -1
+        self._may_replace = replace
         self._directory = ""
         self._directory_fd = -1
         #: The name of a file that has to have one before it is in place, and who removes it when this process cannot.
@@ -89,11 +96,20 @@ class OutputFile:
                 f"Could not create '{printable(self.path)}': it exists and is {kind}, which is not replaced",
                 file=self.path,
             )
+        if not self._may_replace:
+            raise self._kept()
         if not os.access(self._name, os.W_OK, dir_fd=self._directory_fd):
             # A file that may not be written is not to be replaced either, though the directory would allow it.
             read_only = os.statvfs(self._directory_fd).f_flag & os.ST_RDONLY
             reason = errno.EROFS if read_only else errno.EACCES
             raise OSError(reason, os.strerror(reason))
+
+    def _kept(self) -> FileError:
+        return FileError(
+            f"Could not create '{printable(self.path)}': it exists and is kept (--force replaces it)",
+            file=self.path,
+            errno=errno.errorcode[errno.EEXIST],
+        )
 
     def _open_nameless(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC
@@ -171,6 +187,8 @@ class OutputFile:
 
     def _place(self) -> None:
         if self._temporary is not None:
+            if not self._may_replace and os.path.lexists(os.path.join(self._directory, self._name)):
+                raise self._kept()
             os.rename(self._temporary, self._name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
             self._temporary = None
             return
@@ -179,7 +197,9 @@ class OutputFile:
                 source = f"{_DESCRIPTORS}/{self.fd}"
                 os.link(source, self._name, dst_dir_fd=self._directory_fd, follow_symlinks=True)
             except FileExistsError:
-                pass  # somebody made it meanwhile: replace it, as the open would have
+                # Somebody made it meanwhile: replace it, as the open would have.
+                if not self._may_replace:
+                    raise self._kept() from None
             else:
                 return
         from vmm.host.system import replace

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from calltable.message import Message
+    from vmm.operations.files import InputFile
     from vmm.operations.session import Session
 
 #: Bytes of a file name on Linux (NAME_MAX).
@@ -64,13 +65,18 @@ def _further_names(files: Sequence[CreateFile], target: bytes) -> list[bytes]:
 
 
 def write_outputs(
-    session: Session, request: CreateRequest, outputs: list[OutputFile], open_output: Callable[[str], OutputFile]
+    session: Session,
+    request: CreateRequest,
+    outputs: list[OutputFile],
+    open_output: Callable[[str], OutputFile],
+    backing: InputFile | None = None,
 ) -> Create:
     """Run ``create``; the files that the guest adds are opened with ``open_output`` and appended to ``outputs``.
 
     None is committed here.  More files than a machine has devices are written in several runs.
 
-    :param request: without ``first-output``.
+    :param request: without ``first-output`` and ``backing-device``.
+    :param backing: the backing file, when the guest is to see it: the last device of each run.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     named: list[CreateFile] = []
@@ -79,16 +85,17 @@ def write_outputs(
         assert isinstance(message, CreateFile)
         named.append(message)
 
-    answer = _run(session, request, outputs, on_message)
+    answer = _run(session, request, outputs, backing, on_message)
     if not named:
         return answer
     first = outputs[0]
     names = _further_names(named, os.fsencode(first.name))
     outputs.extend(open_output(os.path.join(first.directory, os.fsdecode(name))) for name in names)
     fields = request.as_fields()
-    for start in range(0, len(outputs), MAX_DEVICES):
+    room = MAX_DEVICES if backing is None else MAX_DEVICES - 1
+    for start in range(0, len(outputs), room):
         window = CreateRequest.from_fields({**fields, "first-output": start})
-        if _run(session, window, outputs[start : start + MAX_DEVICES]) != answer:
+        if _run(session, window, outputs[start : start + room], backing) != answer:
             raise GuestFailedError("the guest planned another image for the same request")
     return answer
 
@@ -97,10 +104,15 @@ def _run(
     session: Session,
     request: CreateRequest,
     outputs: Sequence[OutputFile],
+    backing: InputFile | None,
     on_message: Callable[[Message], None] | None = None,
 ) -> Create:
     devices = [output.device() for output in outputs]
     names = [output.path for output in outputs]
+    if backing is not None:
+        request = CreateRequest.from_fields({**request.as_fields(), "backing-device": len(devices)})
+        devices.append(backing.device())
+        names.append(backing.path)
     lists = () if on_message is None else (CreateFile.NAME,)
     message = session.answer("create", request, devices, on_message, main=Create.NAME, lists=lists, names=names)
     assert isinstance(message, Create)

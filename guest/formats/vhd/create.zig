@@ -1,4 +1,4 @@
-//! Plans an empty VHD: fixed or dynamic.
+//! Plans an empty VHD: fixed, dynamic or differencing.
 
 const std = @import("std");
 const block = @import("block");
@@ -9,6 +9,7 @@ const plans = @import("../plan.zig");
 const footers = @import("footer.zig");
 const dynamic = @import("dynamic.zig");
 const layouts = @import("layout.zig");
+const paths = @import("path.zig");
 const OptionList = @import("../option_list.zig").OptionList;
 
 const format = "vpc";
@@ -27,22 +28,31 @@ const creator_host = "Wi2k";
 pub fn plan(context: image.Context, size: u64, options: *const target.Options, seed: target.Seed) block.Error!plans.Plan {
     try target.checkSize(context, format, size);
     const layout = try layouts.layout(context, size, options);
+    if (layout.parent != null) if (seed.parent) |parent| if (parent.virtual_size != layout.size) return context.diagnostic.refuse(
+        .invalid_option,
+        .{ .format = format, .structure = "virtual size", .value = layout.size, .limit = parent.virtual_size },
+        "vpc: a differencing disk is as large as its parent: {d} bytes, not {d}",
+        .{ parent.virtual_size, layout.size },
+    );
     const footer = context.allocator.create([footers.size]u8) catch return error.NoMemory;
     footer.* = footerBytes(layout, seed);
     const length = layout.fileLength(0);
     const footer_region: plans.Region = .{ .offset = length - footers.size, .length = footers.size, .content = .{ .bytes = footer } };
 
-    const regions = context.allocator.alloc(plans.Region, 4) catch return error.NoMemory;
+    const regions = context.allocator.alloc(plans.Region, 5) catch return error.NoMemory;
     var out: std.ArrayList(plans.Region) = .initBuffer(regions);
     if (!layout.fixed) {
         const header = context.allocator.create([dynamic.size]u8) catch return error.NoMemory;
         header.* = headerBytes(layout);
+        if (layout.parent != null) try nameParent(context, header, layout, options.backing_file.?, seed.parent);
+        put(u32, header, 36, footers.sumOf(header, 36));
         out.appendSliceAssumeCapacity(&.{
             .{ .offset = 0, .length = footers.size, .content = .{ .bytes = footer } },
             .{ .offset = footers.size, .length = dynamic.size, .content = .{ .bytes = header } },
             // No block is there; the rest of the last sector looks the same.
             .{ .offset = layouts.Layout.table_offset, .length = layout.tableSize(), .content = .{ .pattern = &.{0xff} } },
         });
+        if (layout.parent) |name| out.appendAssumeCapacity(.{ .offset = layout.locatorOffset(), .length = name.len, .content = .{ .bytes = name } });
     }
     out.appendAssumeCapacity(footer_region);
     return .{
@@ -74,7 +84,8 @@ fn footerBytes(layout: layouts.Layout, seed: target.Seed) [footers.size]u8 {
     put(u16, &bytes, 56, layout.geometry.cylinders);
     bytes[58] = layout.geometry.heads;
     bytes[59] = layout.geometry.sectors;
-    put(u32, &bytes, 60, @intFromEnum(if (layout.fixed) footers.Type.fixed else footers.Type.dynamic));
+    const kind: footers.Type = if (layout.parent != null) .differencing else if (layout.fixed) .fixed else .dynamic;
+    put(u32, &bytes, 60, @intFromEnum(kind));
     @memcpy(bytes[68..84], &seed.uuid);
     put(u32, &bytes, 64, footers.sumOf(&bytes, 64));
     return bytes;
@@ -89,13 +100,43 @@ fn headerBytes(layout: layouts.Layout) [dynamic.size]u8 {
     // At most 2040 GiB / 2 MiB.
     put(u32, &bytes, 28, @intCast(layout.blocks()));
     put(u32, &bytes, 32, layouts.block_size);
-    put(u32, &bytes, 36, footers.sumOf(&bytes, 36));
     return bytes;
+}
+
+/// "Dynamic Disk Header Format": the parent's identity, time and name, and where its path lies.
+fn nameParent(context: image.Context, bytes: *[dynamic.size]u8, layout: layouts.Layout, path: []const u8, found: ?target.Parent) block.Error!void {
+    if (found) |parent| {
+        if (parent.identity) |identity| switch (identity) {
+            .vhd => |uuid| bytes[40..56].* = uuid,
+            else => {},
+        };
+        put(u32, bytes, 56, @truncate(parent.unix_time -| epoch));
+    }
+    var slash = path.len;
+    while (slash > 0 and path[slash - 1] != '/') slash -= 1;
+    var name: std.ArrayList(u8) = .empty;
+    paths.appendUtf16(&name, context.allocator, path[slash..], .big) catch return error.NoMemory;
+    const room = bytes[64..576];
+    if (name.items.len > room.len) return context.diagnostic.refuse(
+        .too_large,
+        .{ .format = format, .structure = "parent name", .value = name.items.len / 2, .limit = room.len / 2 },
+        "vpc: the name of the backing file has {d} UTF-16 units, the limit is {d}",
+        .{ name.items.len / 2, room.len / 2 },
+    );
+    @memcpy(room[0..name.items.len], name.items);
+    const locator = bytes[576..600];
+    @memcpy(locator[0..4], if (paths.isAbsolute(path)) "W2ku" else "W2ru");
+    // Bytes, as Windows writes it; the specification speaks of sectors.
+    put(u32, locator, 4, @intCast(layout.locatorSize()));
+    put(u32, locator, 8, @intCast(layout.parent.?.len));
+    put(u64, locator, 16, layout.locatorOffset());
 }
 
 fn optionList(context: image.Context, size: u64, options: *const target.Options) error{OutOfMemory}![]const messages.CreateOption {
     var list: OptionList = .init(context.allocator);
     try list.number("size", size);
+    try list.text("backing_file", options.backing_file);
+    try list.text("backing_fmt", options.backing_format);
     try list.text("subformat", options.subformat);
     try list.boolean("force_size", options.force_size);
     try list.boolean("nocow", options.nocow);
@@ -139,4 +180,51 @@ test "what is planned is read back" {
         var table: dynamic.Table = try .init(context, device, layout);
         try testing.expectEqual(@as(u64, 0), (try table.totals()).allocated);
     }
+}
+
+test "a differencing disk names its parent" {
+    var diagnostic: block.Diagnostic = .{};
+    var arena: std.heap.ArenaAllocator = .init(testing.allocator);
+    defer arena.deinit();
+    const context: image.Context = .{ .allocator = arena.allocator(), .diagnostic = &diagnostic };
+    var seed: target.Seed = .{ .unix_time = 1_795_381_934, .uuid = @splat(0xab), .parent = .{
+        .format = "vpc",
+        .virtual_size = 1 << 20,
+        .identity = .{ .vhd = @splat(0xcd) },
+        .unix_time = epoch + 7,
+    } };
+    const options: target.Options = .{ .backing_file = "sub/b\u{fc}.vhd", .backing_format = "vpc" };
+    const planned = try plan(context, 1 << 20, &options, seed);
+    var memory = try block.Memory.init(testing.allocator, "");
+    defer memory.deinit();
+    var device = memory.device();
+    device.read_only = false;
+    try plans.execute(&planned, &device, arena.allocator());
+    try testing.expectEqual(1 << 20, planned.virtual_size);
+    const footer = (try footers.atEnd(arena.allocator(), device)).?;
+    try testing.expect(footer.checksumIsRight());
+    try testing.expectEqual(footers.Type.differencing, footer.diskType());
+    try testing.expectEqual((1 << 20) / 512, footer.sectors(7));
+    const header: dynamic.Header = try .read(arena.allocator(), device, footer.dataOffset());
+    try testing.expect(header.checksumIsRight());
+    try testing.expectEqualSlices(u8, &@as([16]u8, @splat(0xcd)), header.parentUuid());
+    try testing.expectEqual(7, header.parentTimestamp());
+    try testing.expectEqualStrings("b\u{fc}.vhd", try header.parentName(arena.allocator()));
+    const locator = header.locator(0);
+    try testing.expectEqualStrings("W2ru", &locator.platform);
+    try testing.expectEqualStrings(".\\sub\\b\u{fc}.vhd", (try locator.name(context, device)).?);
+    try testing.expect(!header.locator(1).isUsed());
+
+    try testing.expectError(error.Refused, plan(context, 2 << 20, &options, seed));
+    seed.parent = null;
+    const unseen = try plan(context, 2 << 20, &options, seed);
+    try testing.expectEqual(2 << 20, unseen.virtual_size);
+    for ([_]target.Options{
+        .{ .backing_file = "a" },
+        .{ .backing_format = "vpc" },
+        .{ .backing_file = "a", .backing_format = "raw" },
+        .{ .backing_file = "", .backing_format = "vpc" },
+        .{ .backing_file = "a", .backing_format = "vpc", .subformat = "fixed" },
+        .{ .backing_file = "n" ** 257, .backing_format = "vpc" },
+    }) |refused| try testing.expectError(error.Refused, plan(context, 1 << 20, &refused, seed));
 }

@@ -1,6 +1,7 @@
 //! What a VHD file consists of, for whoever measures and whoever plans.
 //!
-//! Virtual Hard Disk Image Format Specification 1.0, "Fixed Hard Disk Image", "Dynamic Hard Disk Image".
+//! Virtual Hard Disk Image Format Specification 1.0, "Fixed Hard Disk Image", "Dynamic Hard Disk Image", "Differencing
+//! Hard Disk Image".
 
 const std = @import("std");
 const block = @import("block");
@@ -9,6 +10,7 @@ const target = @import("../target.zig");
 const footers = @import("footer.zig");
 const dynamic = @import("dynamic.zig");
 const geometry = @import("geometry.zig");
+const paths = @import("path.zig");
 
 const format = "vpc";
 const sector = footers.sector;
@@ -16,7 +18,7 @@ const sector = footers.sector;
 /// Bytes; what qemu-img writes and the specification recommends.
 pub const block_size = 2 << 20;
 
-const accepted = target.mask(&.{ "subformat", "force_size", "preallocation" });
+const accepted = target.mask(&.{ "subformat", "force_size", "preallocation", "backing_file", "backing_format" });
 
 /// A disk as it will be, and the file around it.  Sizes in bytes.
 pub const Layout = struct {
@@ -25,6 +27,8 @@ pub const Layout = struct {
     geometry: geometry.Geometry,
     fixed: bool,
     force_size: bool,
+    /// The name of a differencing disk's parent, as its locator holds it; null for other disks.
+    parent: ?[]const u8 = null,
 
     pub const table_offset = footers.size + dynamic.size;
 
@@ -37,10 +41,20 @@ pub const Layout = struct {
         return std.mem.alignForward(u64, self.blocks() * 4, sector);
     }
 
+    pub fn locatorOffset(self: Layout) u64 {
+        return table_offset + self.tableSize();
+    }
+
+    /// The parent's name, padded to whole sectors.
+    pub fn locatorSize(self: Layout) u64 {
+        const name = self.parent orelse return 0;
+        return std.mem.alignForward(u64, name.len, sector);
+    }
+
     /// The file with this many of its blocks.
     pub fn fileLength(self: Layout, allocated: u64) u64 {
         if (self.fixed) return self.size + footers.size;
-        return table_offset + self.tableSize() + allocated * (dynamic.bitmapSize(block_size) + block_size) + footers.size;
+        return self.locatorOffset() + self.locatorSize() + allocated * (dynamic.bitmapSize(block_size) + block_size) + footers.size;
     }
 };
 
@@ -59,14 +73,37 @@ pub fn layout(context: image.Context, size: u64, options: *const target.Options)
         "vpc: The image size is too large for file format 'vpc': {d} bytes, the limit is {d}",
         .{ size, footers.max_sectors * sector },
     );
-    const force_size = options.force_size orelse false;
+    const parent = try parentName(context, fixed, options);
+    // A child is as large as its parent, whatever geometry that has.
+    const force_size = options.force_size orelse (parent != null);
     const found = if (force_size) null else geometry.holding(sectors);
     return .{
         .size = if (found) |chs| chs.total() * sector else sectors * sector,
         .geometry = found orelse .maximum,
         .fixed = fixed,
         .force_size = force_size,
+        .parent = parent,
     };
+}
+
+fn parentName(context: image.Context, fixed: bool, options: *const target.Options) block.Error!?[]const u8 {
+    const name = options.backing_file orelse {
+        if (options.backing_format == null) return null;
+        return target.refuseOption(context, format, "vpc: Backing format cannot be used without backing file", .{});
+    };
+    const backing = options.backing_format orelse
+        return target.refuseOption(context, format, "vpc: Backing file specified without backing format", .{});
+    if (!std.mem.eql(u8, backing, format)) {
+        return target.refuseOption(context, format, "vpc: the parent of a differencing disk must be a vpc image, not '{s}'", .{target.shorten(backing)});
+    }
+    if (fixed) return target.refuseOption(context, format, "vpc: a fixed disk cannot have a backing file", .{});
+    var out: std.ArrayList(u8) = .empty;
+    const path = paths.windows(context, format, name) catch |failure| return switch (failure) {
+        error.Refused => error.Refused,
+        error.OutOfMemory => error.NoMemory,
+    };
+    paths.appendUtf16(&out, context.allocator, path, .little) catch return error.NoMemory;
+    return out.items;
 }
 
 fn isFixed(context: image.Context, subformat: []const u8) error{Refused}!bool {

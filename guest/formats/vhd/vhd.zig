@@ -21,12 +21,18 @@ pub const driver: image.Driver = .{
     .info = @import("info.zig").info,
     .references = @import("references.zig").run,
     .check = @import("check.zig").check,
+    .identity = identity,
 };
 
 /// A cookie at byte 0 counts as a magic; one at the end alone (a fixed disk) ranks below every magic at the start.
 fn probe(p: *const image.Probe) u8 {
     if (detect.holds(p.head, 0, footers.cookie)) return detect.score.magic;
     return if (footers.inTail(p)) detect.score.trailer else detect.score.none;
+}
+
+fn identity(context: image.Context, device: block.Device) block.Error!image.Identity {
+    const vhd = try load(context, device);
+    return .{ .vhd = vhd.footer.uuid()[0..16].* };
 }
 
 /// An image that passed the checks that every reader relies on.

@@ -71,7 +71,7 @@ fn expectFound(linkage: []const u8, parent_bytes: ?[]const u8, corruptions: u64,
     defer memory.deinit();
     var parent: Parent = .{ .memory = &memory };
     var context = case.context();
-    context.files = .{ .context = &parent, .find = Parent.find };
+    context.files = .{ .context = &parent, .find = Parent.find, .device = undefined };
     var collector: Collector = .{};
     var report: messages.Check = .{ .format = format.name, .file_length = 0, .check_errors = 0, .corruptions = 0, .leaks = 0, .findings_omitted = 0 };
     try check(context, case.memory.device(), .{ .context = &collector, .deliver = Collector.deliver }, &report);

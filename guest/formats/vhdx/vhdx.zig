@@ -26,6 +26,7 @@ pub const driver: image.Driver = .{
     .info = @import("info.zig").info,
     .check = @import("check.zig").check,
     .references = references,
+    .identity = identity,
 };
 
 fn probe(p: *const image.Probe) u8 {
@@ -144,6 +145,13 @@ pub fn open(context: image.Context, device: block.Device) block.Error!image.Imag
         .segment_at = Opened.segmentAt,
         .read = if (vhdx.replayed.patched != null) Opened.read else null,
     };
+}
+
+/// What children name this disk by.
+fn identity(context: image.Context, device: block.Device) block.Error!image.Identity {
+    var headers: Headers = try .read(context, device);
+    try headers.pick(context);
+    return .{ .vhdx = headers.current().dataWriteGuid().* };
 }
 
 fn references(context: image.Context, device: block.Device, sink: image.Sink) block.Error!void {

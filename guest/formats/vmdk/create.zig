@@ -58,6 +58,14 @@ fn contentId(seed: target.Seed) u32 {
 /// A disk whose parent has another identifier than its descriptor says cannot be read: there is no default.
 fn parentId(context: image.Context, layout: layouts.Layout, seed: target.Seed) error{Refused}!u32 {
     if (layout.parent == null) return format.no_parent;
+    if (seed.parent) |parent| {
+        const identity = parent.identity orelse
+            return target.refuseOption(context, name, "Invalid backing file format: {s}. Must be vmdk", .{parent.format});
+        return switch (identity) {
+            .cid => |cid| cid,
+            else => target.refuseOption(context, name, "Invalid backing file format: {s}. Must be vmdk", .{parent.format}),
+        };
+    }
     return seed.parent_cid orelse context.diagnostic.refuse(
         .needs_reference,
         .{ .format = name, .structure = "parentCID" },

@@ -24,6 +24,7 @@ pub const driver: image.Driver = .{
     .info = @import("info.zig").info,
     .check = @import("check.zig").check,
     .references = references,
+    .identity = identify,
     .resize = @import("grow.zig").resize,
 };
 
@@ -91,6 +92,14 @@ fn printable(context: image.Context, name: []const u8) block.Error![]const u8 {
         byte.* = '?';
     };
     return copy;
+}
+
+/// What children name this disk by.
+fn identify(context: image.Context, device: block.Device) block.Error!image.Identity {
+    const vmdk = try load(context, device);
+    const its = vmdk.identity orelse
+        return refuse(context.diagnostic, .corrupt, "descriptor", "the image has no descriptor, and so no content identifier", none, none, none);
+    return .{ .cid = its.cid };
 }
 
 /// Read and check the headers of the image and of the extents that were given.
