@@ -39,8 +39,8 @@ EXPECTED = {
     ),
     "measure": ("measure",),
     "check": ("check", "check-finding"),
-    "create": ("create",),
     "resize": ("resize",),
+    "create": ("create", "create-file"),
 }
 _KINDS = ("panic", "page-fault", "exception", "triple-fault", "protocol", "limit", "io", "kvm", "worker", "diverged")
 _LIMITS = (None, "timeout", "max-read", "max-messages", "\x1b[2J")

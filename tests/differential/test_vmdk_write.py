@@ -13,8 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.differential.oracle import comparable, make, qemu_img, qemu_io
+from tests.differential.ours import REFUSALS, Ours, explain
 from tests.differential.recipes import SEED
 from tests.differential.tool import ask, options_argument, options_words
+from vmm.machine.runner import MachineRunner
+from vmm.operations.create import create
+from vmm.operations.session import Session
 
 pytestmark = pytest.mark.qemu_img
 
@@ -303,3 +307,100 @@ class TestGrow:
             cwd=tmp_path,
         )
         assert ask(tool, "grow-vmdk", str(tmp_path / "top.vmdk"), "size=2097152")["code"] == "needs_reference"
+
+
+def without_identifier(answer: dict[str, Any]) -> dict[str, Any]:
+    """`info` without the CID, which is random, and without names of files, which carry the folder."""
+    answer["format-specific"]["data"].pop("cid")
+    return comparable(answer, "filename")
+
+
+@pytest.mark.kvm
+class TestCommand:
+    """The same through the command and the machine."""
+
+    @pytest.mark.parametrize("subformat", SUBFORMATS)
+    @pytest.mark.parametrize("size", ["1", "5G"])
+    def test_create(self, subformat: str, size: str, ours: Ours, tmp_path: Path) -> None:
+        theirs, mine = twins(tmp_path)
+        words = ["create", "-f", "vmdk", "-o", f"subformat={subformat},adapter_type=lsilogic"]
+        oracle = qemu_img(*words, str(theirs / "a.vmdk"), size)
+        answer = ours.run(*words, str(mine / "a.vmdk"), size)
+        assert answer.rc == 0, explain(answer)
+        assert answer.stdout == oracle.stdout.replace(str(theirs), str(mine))
+        lengths = [sorted((path.name, path.stat().st_size) for path in folder.iterdir()) for folder in (theirs, mine)]
+        if subformat in SUBFORMATS[1:4]:
+            # The text of the descriptor has an identifier without leading zeroes.
+            lengths = [[row for row in folder if row[0] != "a.vmdk"] for folder in lengths]
+        assert lengths[0] == lengths[1]
+        described = [qemu_img("info", "--output=json", str(folder / "a.vmdk")).json for folder in (theirs, mine)]
+        assert without_identifier(described[0]) == without_identifier(described[1])
+        assert qemu_img("check", str(mine / "a.vmdk")).rc == 0
+        make("compare", str(mine / "a.vmdk"), str(theirs / "a.vmdk"))
+
+    def test_more_files_than_a_machine_has_devices(self, ours: Ours, tmp_path: Path) -> None:
+        image = tmp_path / "a.vmdk"
+        answer = ours.run("create", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", str(image), "101G")
+        assert answer.rc == 0, explain(answer)
+        assert sorted(os.listdir(tmp_path)) == [*(f"a-s{number:03}.vmdk" for number in range(1, 52)), "a.vmdk"]
+        assert qemu_img("check", str(image)).rc == 0
+        qemu_io(image, "vmdk", "write -P 1 0 64k", f"write -P 2 {100 * GIB} 64k", f"write -P 3 {33 * GIB} 512")
+
+    @pytest.mark.parametrize("mode", ["off", "falloc", "full"])
+    def test_preallocation_of_flat_extents(self, mode: str, ours: Ours, tmp_path: Path) -> None:
+        image = tmp_path / "a.vmdk"
+        options = f"subformat=monolithicFlat,preallocation={mode}"
+        answer = ours.run("create", "-f", "vmdk", "-o", options, str(image), "1M")
+        assert answer.rc == 0, explain(answer)
+        flat = (tmp_path / "a-flat.vmdk").stat()
+        assert flat.st_size == 1 << 20
+        assert flat.st_blocks * 512 >= (0 if mode == "off" else 1 << 20)
+        assert (tmp_path / "a-flat.vmdk").read_bytes() == bytes(1 << 20)
+
+    @pytest.mark.parametrize(
+        "options",
+        ["subformat=twoGbMaxExtentFlat,zeroed_grain=on", "adapter_type=no", "cluster_size=64k", 'hwversion=4"\n'],
+    )
+    def test_a_refusal_leaves_nothing(self, options: str, ours: Ours, tmp_path: Path) -> None:
+        answer = ours.run("create", "-f", "vmdk", "-o", options, str(tmp_path / "a.vmdk"), "5G")
+        assert answer.rc in REFUSALS
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_that_cannot_be_replaced_leaves_nothing_else(self, ours: Ours, tmp_path: Path) -> None:
+        (tmp_path / "a-f002.vmdk").mkdir()
+        answer = ours.run("create", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentFlat", str(tmp_path / "a.vmdk"), "5G")
+        assert answer.rc == 1
+        assert f"{tmp_path}/a-f002.vmdk" in answer.stderr
+        assert os.listdir(tmp_path) == ["a-f002.vmdk"]
+
+    def test_the_budget_of_writes_ends_it(self, ours: Ours, tmp_path: Path) -> None:
+        words = ["create", "-f", "vmdk", "-o", "subformat=monolithicFlat,preallocation=full", "--max-write", "1M"]
+        answer = ours.run(*words, str(tmp_path / "a.vmdk"), "2M")
+        assert answer.rc == 75
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("subformat", SUBFORMATS)
+    def test_measure(self, subformat: str, ours: Ours, tool: Path, tmp_path: Path) -> None:
+        raw = tmp_path / "raw"
+        sparse_disk(raw, 9 << 20, random.Random(SEED))
+        answer = ours.run("measure", "--output=json", "-O", "vmdk", "-o", f"subformat={subformat}", str(raw))
+        assert answer.rc == 0, explain(answer)
+        expected = ask(tool, "measure", "vmdk", f"file={raw}", "format=raw", f"subformat={subformat}")
+        assert answer.json["required"] == expected["required"]
+        assert answer.json["fully-allocated"] == expected["fully_allocated"]
+
+    def test_the_same_request_gives_the_same_bytes(self, ours: Ours, tmp_path: Path) -> None:
+        contents = []
+        for folder in twins(tmp_path):
+            with MachineRunner() as runner:
+                create(
+                    Session(runner),
+                    str(folder / "a.vmdk"),
+                    "vmdk",
+                    size="3G",
+                    entropy=bytes(range(32)),
+                    options={"subformat": "twoGbMaxExtentSparse"},
+                )
+            contents.append(files(folder))
+        assert contents[0] == contents[1]
+        assert b"\nCID=3020100\n" in contents[0]["a.vmdk"]

@@ -17,6 +17,7 @@ import vmm
 from calltable.messages import MESSAGES
 from tests.hostile.reports import (
     ABORT,
+    ASKING,
     BATCH,
     FAULT,
     LOG,
@@ -107,7 +108,7 @@ class TestWithoutAMachine:
     @pytest.mark.parametrize("operation", OPERATIONS)
     def test_what_is_right_is_answered(self, operation: str, capsys: pytest.CaptureFixture[str]) -> None:
         """So that the test above can fail; numbers at their edges among what is right."""
-        kinds = [MESSAGES[name] for name in (*OPERATIONS[operation][1], OPERATIONS[operation][0])]
+        kinds = [MESSAGES[name] for name in (*OPERATIONS[operation][1], OPERATIONS[operation][0]) if name not in ASKING]
         edges = {"uint": 2**64 - 1, "int": -(2**63)}
         for number in range(max(len(list(places(kind, full(kind)))) for kind in kinds)):
             payloads = []

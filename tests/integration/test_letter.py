@@ -162,11 +162,11 @@ def test_create(words: list[str], tmp_path: Path) -> None:
     assert {**mine, "actual-size": 0} == {**other, "actual-size": 0}
 
 
-@pytest.mark.parametrize("words", [["-f", "vmdk", "1M"], ["-f", "dmg", "1M"], ["-f", "qcow2"], ["-f", "vpc", "3000G"]])
+@pytest.mark.parametrize("words", [["-f", "vdi", "1M"], ["-f", "dmg", "1M"], ["-f", "qcow2"], ["-f", "vpc", "3000G"]])
 def test_create_refused_by_both(words: list[str], tmp_path: Path) -> None:
     arguments = [*words[:2], "new", *words[2:]]
     done = run("run", "create", *arguments, cwd=tmp_path)
-    if words[1] != "vmdk":
+    if words[1] != "vdi":
         assert qemu("create", *arguments, cwd=tmp_path).status == 1
     (tmp_path / "new").unlink(missing_ok=True)
     assert done.status == 1
