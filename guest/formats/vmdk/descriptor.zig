@@ -229,8 +229,10 @@ const Scan = struct {
     /// The low 32 bits.
     fn hexadecimal(self: *Scan) ?u32 {
         const negative = self.sign();
-        if (self.text.len > 2 and self.text[0] == '0' and self.text[1] | 0x20 == 'x') self.text = self.text[2..];
-        const value = self.digits(16) orelse return null;
+        const prefixed = self.text.len >= 2 and self.text[0] == '0' and self.text[1] | 0x20 == 'x';
+        if (prefixed) self.text = self.text[2..];
+        // A prefix alone is a 0 for C's library.
+        const value = self.digits(16) orelse if (prefixed) 0 else return null;
         const truncated: u32 = @truncate(value);
         return if (negative and value != std.math.maxInt(u64)) 0 -% truncated else truncated;
     }
@@ -289,6 +291,7 @@ test "identity: numbers as C reads them" {
     try testing.expectEqual(0x1f, (try Identity.parse(&headOf("CID=123456789a parentCID=0x1F"))).parent_cid);
     try testing.expectEqual(0xffffffff, (try Identity.parse(&headOf("CID=-1 parentCID= fffffffffffffffffffff"))).cid);
     try testing.expectEqual(0xffffffff, (try Identity.parse(&headOf("CID=-1 parentCID= fffffffffffffffffffff"))).parent_cid);
+    try testing.expectEqual(0, (try Identity.parse(&headOf("CID=0x parentCID=0Xg"))).parent_cid);
     try testing.expectError(error.NoCid, Identity.parse(&headOf("cid=1")));
     try testing.expectError(error.NoCid, Identity.parse(&headOf("CID=xyz")));
     try testing.expectError(error.NoCid, Identity.parse(&headOf("CID")));

@@ -5,6 +5,7 @@
 
 const std = @import("std");
 const block = @import("block");
+const cbor = @import("cbor");
 const messages = @import("messages");
 const image = @import("../image.zig");
 const text = @import("../text.zig");
@@ -33,6 +34,9 @@ fn probe(p: *const image.Probe) u8 {
 }
 
 const sector = format.sector;
+
+/// Bytes of a disk, and of a place in a file, at most: qemu's, the last multiple of 2^30 below 2^63.
+const max_size: u64 = (1 << 63) - (1 << 30);
 
 /// A part of the disk.
 pub const Extent = struct {
@@ -63,7 +67,7 @@ pub const Vmdk = struct {
     extents: []Extent,
     /// Extent lines that were passed over.
     ignored: u64 = 0,
-    /// Bytes, at most 2^63-1.
+    /// Bytes, at most `max_size`.
     virtual_size: u64,
 
     /// The first extent whose file is not there.
@@ -130,6 +134,8 @@ pub fn load(context: image.Context, device: block.Device) block.Error!Vmdk {
 fn single(context: image.Context, extent: sparse.Sparse, create_type: []const u8, its: ?descriptors.Identity) block.Error!Vmdk {
     const list = context.allocator.alloc(Extent, 1) catch return error.NoMemory;
     list[0] = .{ .start = 0, .size = extent.size(), .line = null, .body = .{ .sparse = extent } };
+    if (extent.size() > max_size)
+        return refuse(context.diagnostic, .too_large, "header", "File too large: a disk of {value} bytes, at most {limit}", none, extent.size(), max_size);
     return .{ .create_type = create_type, .identity = its, .extents = list, .virtual_size = extent.size() };
 }
 
@@ -189,6 +195,8 @@ fn described(context: image.Context, descriptor: descriptors.Descriptor) block.E
     for (vmdk.extents, 0..) |*extent, index| {
         // Parsed before: neither ends nor fails.
         const line = (lines.next() catch unreachable).?;
+        if ((line.offset +| line.sectors) *| sector > max_size)
+            return refuse(diagnostic, .too_large, "descriptor", "extent {value} ends behind byte {limit}, from sector {offset} of its file on", line.offset, index, max_size);
         extent.* = .{ .start = vmdk.virtual_size, .size = line.sectors *| sector, .line = line, .body = try body(context, line, @intCast(index)) };
         if (extent.body == .sparse) {
             const opened = &extent.body.sparse;
@@ -196,8 +204,8 @@ fn described(context: image.Context, descriptor: descriptors.Descriptor) block.E
             if (opened.compressed) vmdk.create_type = "streamOptimized";
         }
         vmdk.virtual_size +|= extent.size;
-        if (vmdk.virtual_size > std.math.maxInt(i64))
-            return refuse(diagnostic, .too_large, "descriptor", "a disk of more than {limit} bytes: extent {value} ends behind that", none, index, std.math.maxInt(i64));
+        if (vmdk.virtual_size > max_size)
+            return refuse(diagnostic, .too_large, "descriptor", "File too large: extent {value} of the disk ends behind byte {limit}", none, index, max_size);
     }
     return vmdk;
 }
@@ -206,9 +214,6 @@ fn body(context: image.Context, line: descriptors.Line, index: u32) block.Error!
     const given = try context.reference(.extent, index) orelse return .missing;
     const inner = context.of(given);
     if (line.type.isFlat()) {
-        const end = (line.offset +| line.sectors) *| sector;
-        if (end > std.math.maxInt(i64))
-            return refuse(context.diagnostic, .too_large, "descriptor", "flat extent {value} begins at sector {offset} of its file and ends behind byte {limit}", line.offset, index, std.math.maxInt(i64));
         return .{ .flat = .{ .device = given.device, .number = given.number, .offset = line.offset * sector } };
     }
     if (line.type == .SESPARSE) return .{ .sparse = try sparse.openSeSparse(inner, given.device) };
@@ -240,12 +245,16 @@ pub fn emitReferences(context: image.Context, vmdk: *const Vmdk, sink: image.Sin
         });
     }
     const its = vmdk.identity orelse return;
-    try sink.emit(messages.InfoReference{
+    const name = text.fromUtf8(context.allocator, its.parent orelse return) catch return error.NoMemory;
+    // Longer than what a sink encodes.
+    const buffer = context.allocator.alloc(u8, name.len + 256) catch return error.NoMemory;
+    const message = cbor.encodeMessage(buffer, messages.InfoReference{
         .kind = image.ReferenceKind.parent.text(),
-        .name = text.fromUtf8(context.allocator, its.parent orelse return) catch return error.NoMemory,
+        .name = name,
         .format = format.name,
         .source = "parentFileNameHint",
-    });
+    }) catch return error.TooLarge;
+    try sink.deliver(sink.context, message);
 }
 
 test {
