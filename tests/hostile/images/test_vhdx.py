@@ -16,6 +16,7 @@ import pytest
 from tests.differential.oracle import Answer
 from tests.differential.ours import Ours, explain
 from tests.hostile.images.verdict import survives
+from tests.images import raw_writer
 from tests.images import vhdx_writer as v
 from tests.images.vhdx_writer import MIB, Block, Data, Entry, File, Vhdx, Zeros
 
@@ -420,6 +421,24 @@ def test_a_log_that_replaces_all_metadata(ours: Ours, tmp_path: Path) -> None:
     assert "checksum 0 of the region table" in refusal(asked(ours, "info", path))
     entry = _log(writes=[Zeros(METADATA, v.ITEMS)])
     assert "no metadata table" in refusal(asked(ours, "info", plain(log=[entry]).write(path)))
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_content_of_the_disk(logged: bool, ours: Ours, tmp_path: Path) -> None:
+    """A partition table is found through the BAT, also where only the log has the block's entry."""
+    image = Vhdx(8 * MIB, MIB, {0: Block()})
+    file = image.build()
+    table = raw_writer.mbr(8 * MIB, [raw_writer.Partition(0x83, 2048, 2048)])
+    if logged:
+        page = bytearray(file.get(BAT, 4096))
+        image.log = [Entry(3, [Data(BAT, bytes(page))])]
+        file = image.build()
+        file.put_int(BAT, 8, 0)
+    file.put(FIRST, table[:512])
+    answer = asked(ours, "info", file.write(tmp_path / "image"))
+    assert answer.json["dirty-flag"] is logged
+    (found,) = answer.json["pyvmm"]["partition-tables"]
+    assert [one["start"] for one in found["partitions"]] == [MIB]
 
 
 # Differencing disks.
