@@ -91,7 +91,7 @@ def test_a_debugger_is_waited_for_before_each_run(image: str) -> None:
 
 
 def test_what_resolves_references_runs_unseen(image: str) -> None:
-    """The package's own ELF whatever --op-elf says, no debugger, no progress; then the operation, as it was asked for."""
+    """With the package's own ELF whatever --op-elf says, no debugger, no progress; then comes the operation."""
     runner = FakeRunner()
 
     def answer(_: Job) -> None:
