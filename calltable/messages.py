@@ -2144,105 +2144,53 @@ class Measure(Message):
 
 
 class ReferencesRequest(Message):
-    """Name what the image on device 0, and the files behind it that are there, refer to.
+    """Name what the image on device 0 refers to.
 
-    ``format``: driver name of device 0; absent: detection decides
-
-    ``files``: the files that are there, one for each further device
+    ``format``: driver name; absent: detection decides
 
     ``qemu-version``: as in info-request
     """
 
-    __slots__ = ("format", "files", "qemu_version")
+    __slots__ = ("format", "qemu_version")
     NAME = "references-request"
     FIELDS = (
         Field("format", "format", "text", True, False, None),
-        Field("files", "files", "message", False, True, ChainFile),
         Field("qemu-version", "qemu_version", "text", True, False, None),
     )
     format: str | None
-    files: tuple[ChainFile, ...]
     qemu_version: str | None
 
     def __init__(
         self,
         *,
-        files: tuple[ChainFile, ...],
         format: str | None = None,
         qemu_version: str | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
-        put(self, "files", files)
         put(self, "qemu_version", qemu_version)
 
 
-class ChainReference(Message):
-    """A reference that no file of the request stands for. Names of one owner, kind and index are alternatives, the first one that can be had counts.
-
-    ``owner``: number of the device whose image names it
-
-    ``kind``: as in info-reference
-
-    ``index``: which one of its kind
-
-    ``name``: decoded to UTF-8; hostile
-
-    ``format``: driver name where the image states it
-    """
-
-    __slots__ = ("owner", "kind", "index", "name", "format")
-    NAME = "chain-reference"
-    FIELDS = (
-        Field("owner", "owner", "uint", False, False, None),
-        Field("kind", "kind", "text", False, False, None),
-        Field("index", "index", "uint", False, False, None),
-        Field("name", "name", "text", False, False, None),
-        Field("format", "format", "text", True, False, None),
-    )
-    owner: int
-    kind: str
-    index: int
-    name: str
-    format: str | None
-
-    def __init__(
-        self,
-        *,
-        owner: int,
-        kind: str,
-        index: int,
-        name: str,
-        format: str | None = None,
-    ) -> None:
-        put = object.__setattr__
-        put(self, "owner", owner)
-        put(self, "kind", kind)
-        put(self, "index", index)
-        put(self, "name", name)
-        put(self, "format", format)
-
-
 class References(Message):
-    """The end: everything that is lacking has been named.
+    """The end of the names. Names of one kind and index were alternatives, the first one that can be had counts.
 
-    ``files``: how many files were looked at
+    ``format``: driver name
     """
 
-    __slots__ = ("files",)
+    __slots__ = ("format",)
     NAME = "references"
     FIELDS = (
-        Field("files", "files", "uint", False, False, None),
+        Field("format", "format", "text", False, False, None),
     )
-    files: int
+    format: str
 
     def __init__(
         self,
         *,
-        files: int,
+        format: str,
     ) -> None:
         put = object.__setattr__
-        put(self, "files", files)
+        put(self, "format", format)
 
 
 class InfoRequest(Message):
@@ -2444,7 +2392,6 @@ MESSAGES: dict[str, type[Message]] = {
     "measure-request": MeasureRequest,
     "measure": Measure,
     "references-request": ReferencesRequest,
-    "chain-reference": ChainReference,
     "references": References,
     "info-request": InfoRequest,
     "check-request": CheckRequest,

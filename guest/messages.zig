@@ -719,40 +719,22 @@ pub const Measure = struct {
     format: ?[]const u8 = null,
 };
 
-/// Name what the image on device 0, and the files behind it that are there, refer to.
+/// Name what the image on device 0 refers to.
 pub const ReferencesRequest = struct {
     pub const message_name = "references-request";
 
-    /// driver name of device 0; absent: detection decides
+    /// driver name; absent: detection decides
     format: ?[]const u8 = null,
-    /// the files that are there, one for each further device
-    files: []const ChainFile,
     /// as in info-request
     qemu_version: ?[]const u8 = null,
 };
 
-/// A reference that no file of the request stands for. Names of one owner, kind and index are alternatives, the first one that can be had counts.
-pub const ChainReference = struct {
-    pub const message_name = "chain-reference";
-
-    /// number of the device whose image names it
-    owner: u64,
-    /// as in info-reference
-    kind: []const u8,
-    /// which one of its kind
-    index: u64,
-    /// decoded to UTF-8; hostile
-    name: []const u8,
-    /// driver name where the image states it
-    format: ?[]const u8 = null,
-};
-
-/// The end: everything that is lacking has been named.
+/// The end of the names. Names of one kind and index were alternatives, the first one that can be had counts.
 pub const References = struct {
     pub const message_name = "references";
 
-    /// how many files were looked at
-    files: u64,
+    /// driver name
+    format: []const u8,
 };
 
 /// Describe the image on device 0.

@@ -20,7 +20,6 @@ pub const DecodeError = @import("decode.zig").DecodeError;
 pub const Problem = @import("decode.zig").Problem;
 pub const decode = @import("decode.zig").decode;
 pub const decodeReporting = @import("decode.zig").decodeReporting;
-pub const decodeMessage = @import("decode.zig").decodeMessage;
 
 /// A byte string, where `[]const u8` alone would be text.
 pub const Bytes = struct {

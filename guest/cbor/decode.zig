@@ -48,17 +48,6 @@ pub fn decodeReporting(comptime T: type, allocator: std.mem.Allocator, bytes: []
     return item;
 }
 
-/// Decode a message of the report, `[name, map]`; null when it is none of T's name.
-pub fn decodeMessage(comptime T: type, allocator: std.mem.Allocator, bytes: []const u8) DecodeError!?T {
-    var problem: Problem = .{};
-    var decoder: Decoder = .{ .rest = bytes, .allocator = allocator, .problem = &problem };
-    if (try decoder.expect(4) != 2) return error.WrongType;
-    if (!std.mem.eql(u8, try decoder.text(), T.message_name)) return null;
-    const item = try decoder.value(T, max_depth);
-    if (decoder.rest.len != 0) return error.TrailingData;
-    return item;
-}
-
 const Header = struct {
     major: u3,
     argument: u64,
@@ -300,18 +289,6 @@ test "a request" {
     try testing.expectEqual(@as(usize, 2), got.ranges.len);
     try testing.expectEqualSlices(u8, "\x82\x01\xa1\x61a\xf6", got.extra.?.encoded);
     try testing.expectEqualSlices(u8, "\xff\x00", got.key.?.bytes);
-}
-
-test "a message of a report" {
-    const Named = struct {
-        pub const message_name = "named";
-        size: u64,
-    };
-    try testing.expectEqual(@as(u64, 7), (try decodeMessage(Named, testing.allocator, "\x82\x65named\xa1\x64size\x07")).?.size);
-    try testing.expectEqual(null, try decodeMessage(Named, testing.allocator, "\x82\x65other\xa0"));
-    try testing.expectError(error.WrongType, decodeMessage(Named, testing.allocator, "\x81\x65named"));
-    try testing.expectError(error.TrailingData, decodeMessage(Named, testing.allocator, "\x82\x65named\xa1\x64size\x07\x00"));
-    try testing.expectError(error.Truncated, decodeMessage(Named, testing.allocator, "\x82\x65named"));
 }
 
 test "what a request may not hold, and the key that the error names" {

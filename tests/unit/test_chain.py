@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from calltable import MAX_DEVICES
-from calltable.messages import ChainReference, References, ReferencesRequest
+from calltable.messages import InfoReference, References, ReferencesRequest
 from vmm.boundary import DeviceSpec
-from vmm.errors import FileError, GuestFailedError, ReferenceRefusedError, UsageError
+from vmm.errors import FileError, GuestFailedError, ReferenceRefusedError, RefusedError, UsageError
 from vmm.host import system
 from vmm.operations import chain as chain_module
 from vmm.operations.chain import MAX_ALTERNATIVES, MAX_DEPTH, MAX_NAME, Chain
@@ -24,16 +24,15 @@ from vmm.operations.files import InputFile
 from vmm.operations.follow import Alone, open_chain
 from vmm.operations.names import components, has_protocol
 
-Key = tuple[int, str, int]
-
 
 class Guest:
-    """Plays ``references``: an image is a text file with a line ``KIND INDEX NAME`` for each name that it holds."""
+    """Plays ``references``: an image is a text file with a line ``KIND INDEX NAME`` for each name that it holds.
 
-    def __init__(self, *, repeats: bool = False, owner: int | None = None, kind: str | None = None) -> None:
-        self.rounds = 0
-        self._repeats = repeats
-        self._owner = owner
+    :param kind: what every reference is said to be.
+    """
+
+    def __init__(self, kind: str | None = None) -> None:
+        self.runs = 0
         self._kind = kind
 
     def answer(
@@ -47,19 +46,14 @@ class Guest:
         lists: Sequence[str],
         names: Sequence[str],
     ) -> References:
-        assert (operation, main, tuple(lists)) == ("references", References.NAME, (ChainReference.NAME,))
-        assert len(devices) == len(names) == len(request.files) + 1
-        self.rounds += 1
-        given = {(file.owner, file.kind, file.index) for file in request.files}
-        for number, device in enumerate(devices):
-            for line in os.pread(device.fd, 1 << 20, 0).decode("utf-8", "replace").splitlines():
-                kind, index, name = line.split(" ", 2)
-                if (number, kind, int(index)) in given and not self._repeats:
-                    continue
-                owner = number if self._owner is None else self._owner
-                named = kind if self._kind is None else self._kind
-                on_message(ChainReference(owner=owner, kind=named, index=int(index), name=name, format=None))
-        return References(files=len(devices))
+        assert (operation, main, tuple(lists)) == ("references", References.NAME, (InfoReference.NAME,))
+        assert len(devices) == len(names) == 1
+        self.runs += 1
+        for line in os.pread(devices[0].fd, 1 << 20, 0).decode("utf-8", "replace").splitlines():
+            kind, index, name = line.split(" ", 2)
+            named = kind if self._kind is None else self._kind
+            on_message(InfoReference(kind=named, index=int(index) or None, name=name, format=None))
+        return References(format=request.format or "text")
 
 
 def backing(name: str) -> str:
@@ -120,7 +114,7 @@ def test_several_files_of_one_image(here: Path) -> None:
     (here / "b").write_text("")
     guest = Guest()
     assert follow("top", guest=guest) == ["a", "b", "a"]
-    assert guest.rounds == 2
+    assert guest.runs == 4
 
 
 def test_alternatives_are_tried_in_order(here: Path) -> None:
@@ -269,12 +263,35 @@ def test_the_same_words_whatever_is_there(here: Path, where: str) -> None:
     assert len(seen) == 1
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(here: Path) -> None:
+def test_the_same_words_whatever_the_system_says(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "top").write_text(backing("secret"))
+    expected = refusal("top")
     (here / "secret").write_text("")
-    (here / "secret").chmod(0)
-    assert refusal("top").details["reason"] == "not-opened"
+    real = system.openat2
+    numbers = (
+        "EACCES",
+        "EPERM",
+        "ELOOP",
+        "EXDEV",
+        "ENOENT",
+        "ENOTDIR",
+        "ENAMETOOLONG",
+        "EIO",
+        "EAGAIN",
+        "ENXIO",
+        "ESTALE",
+    )
+    for name in numbers:
+        for when in (os.O_PATH, 0):
+
+            def fail(directory: int, path: str, flags: int, resolve: int, name: str = name, when: int = when) -> int:
+                if path != "." and flags & os.O_PATH == when:
+                    number = getattr(errno, name)
+                    raise OSError(number, os.strerror(number))
+                return real(directory, path, flags, resolve)
+
+            monkeypatch.setattr(system, "openat2", fail)
+            assert refusal("top").as_dict() == expected.as_dict()
 
 
 def test_devices_are_not_touched(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +370,7 @@ def test_depth(here: Path) -> None:
     (here / f"i{MAX_DEPTH}").write_text("")
     guest = Guest()
     assert len(follow("i0", guest=guest)) == MAX_DEPTH
-    assert guest.rounds == MAX_DEPTH + 1
+    assert guest.runs == MAX_DEPTH + 1
     (here / f"i{MAX_DEPTH}").write_text(backing("last"))
     # Whether it exists or not.
     for _ in range(2):
@@ -380,37 +397,85 @@ def test_number_of_files(here: Path) -> None:
 # --- a guest that lies ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "guest", [Guest(owner=1), Guest(owner=1 << 63), Guest(kind="backing"), Guest(kind=""), Guest(repeats=True)]
-)
-def test_a_guest_that_makes_no_sense(here: Path, guest: Guest) -> None:
+@pytest.mark.parametrize("kind", ["backing", "", "\x1b"])
+def test_a_guest_that_makes_no_sense(here: Path, kind: str) -> None:
     (here / "top").write_text(backing("base"))
     (here / "base").write_text("")
-    with pytest.raises(GuestFailedError):
-        follow("top", guest=guest)
+    with pytest.raises(GuestFailedError, match="unknown kind") as caught:
+        follow("top", guest=Guest(kind))
+    assert caught.value.message.isprintable()
 
 
 def test_a_guest_that_goes_on_naming(here: Path) -> None:
-    """One more file each time, all of the first image: neither deep nor many."""
+    """Every file is said to name others, whatever it holds: neither depth nor number is the guest's to decide."""
 
     class Endless(Guest):
+        def __init__(self, each: int) -> None:
+            super().__init__()
+            self.each = each
+
         def answer(self, operation: str, request: Any, devices: Any, on_message: Any, **_: Any) -> References:
-            self.rounds += 1
-            on_message(ChainReference(owner=0, kind="extent", index=self.rounds, name="base", format=None))
-            return References(files=len(devices))
+            self.runs += 1
+            for index in range(self.each):
+                on_message(InfoReference(kind="extent", index=index, name=f"f{self.runs}-{index}", format=None))
+            return References(format="text")
 
     (here / "top").write_text("")
-    (here / "base").write_text("")
-    guest = Endless()
-    with pytest.raises(GuestFailedError, match="rounds"):
-        follow("top", guest=guest)
-    assert guest.rounds == MAX_DEPTH + 1
+    for run in range(1, MAX_DEVICES):
+        for index in range(2):
+            (here / f"f{run}-{index}").write_text("")
+    guest = Endless(1)
+    assert refusal("top", guest=guest).details["reason"] == "too-deep"
+    assert guest.runs == MAX_DEPTH + 1
+    guest = Endless(2)
+    assert refusal("top", guest=guest).details["reason"] == "too-many"
+    assert guest.runs <= MAX_DEVICES
 
 
 def test_a_guest_with_too_many_alternatives(here: Path) -> None:
     (here / "top").write_text("parent 0 x\n" * (MAX_ALTERNATIVES + 1))
     with pytest.raises(GuestFailedError, match="alternatives"):
         follow("top")
+
+
+# --- where it is no error ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_followed_may_be_told_instead(here: Path) -> None:
+    (here / "top").write_text("backing-file 0 a\ndata-file 0 gone\n")
+    (here / "a").write_text(backing("top") + "parent 0 b\n")
+    (here / "b").write_text("")
+    session: Any = Guest()
+    with InputFile("top") as image, open_chain(session, image, follow=True, strict=False) as files:
+        assert files.names() == ("top", "a", "b")
+        assert [error.details["reason"] for error in files.refusals] == ["not-opened", "loop"]
+        assert (files.behind(0), files.behind(1), files.behind(2)) == (1, 2, None)
+    # Without its extents a disk is none.
+    (here / "top").write_text("extent 0 gone\n")
+    with InputFile("top") as image, pytest.raises(ReferenceRefusedError):
+        open_chain(session, image, follow=True, strict=False)
+
+
+def test_a_first_image_that_is_refused_is_the_operations_to_judge(here: Path) -> None:
+    class Refusing(Guest):
+        def answer(self, operation: str, request: Any, devices: Any, on_message: Any, **_: Any) -> References:
+            self.runs += 1
+            if os.pread(devices[0].fd, 3, 0) == b"bad":
+                raise RefusedError("no image", file="x")
+            on_message(InfoReference(kind="backing-file", index=None, name="base", format=None))
+            return References(format="text")
+
+    session: Any = Refusing()
+    (here / "top").write_text("bad")
+    with InputFile("top") as image, open_chain(session, image, follow=True) as files:
+        assert (files.names(), files.files()) == (("top",), ())
+    (here / "top").write_text("good")
+    (here / "base").write_text("bad")
+    with InputFile("top") as image, pytest.raises(RefusedError, match="no image"):
+        open_chain(session, image, follow=True)
+    with InputFile("top") as image, open_chain(session, image, follow=True, strict=False) as files:
+        assert files.names() == ("top", "base")
+        assert [error.message for error in files.refusals] == ["no image"]
 
 
 # --- what the host lacks ----------------------------------------------------------------------------------------------

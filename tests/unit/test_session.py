@@ -92,11 +92,11 @@ def test_a_debugger_is_waited_for_before_each_run(image: str) -> None:
 
 
 def test_what_resolves_references_runs_unseen(image: str) -> None:
-    """The package's own ELF whatever --op-elf says, no debugger, no progress; then the operation, as it was asked for."""
+    """With the package's own ELF whatever --op-elf says, no debugger, no progress; then comes the operation."""
     runner = FakeRunner()
 
     def answer(_: Job) -> None:
-        message = MEASURE if len(runner.jobs) > 1 else References(files=1)
+        message = MEASURE if len(runner.jobs) > 1 else References(format="raw")
         runner.events = [MessageEvent(payload(message))]
 
     runner.act = answer
@@ -104,7 +104,7 @@ def test_what_resolves_references_runs_unseen(image: str) -> None:
     assert measure(session, image, chain=True).required == 1
     first, second = runner.jobs
     assert (first.elf, first.debugger, first.progress) == (b"references", None, False)
-    assert decode(first.request) == {"files": []}
+    assert decode(first.request) == {}
     assert (second.elf, second.debugger, second.progress) == (b"mine", 41, True)
     assert decode(second.request) == {"target": "raw", "files": []}
 

@@ -12,7 +12,7 @@ import os
 import stat
 
 from calltable import MAX_DEVICES
-from calltable.messages import ChainFile, ChainReference, References, ReferencesRequest
+from calltable.messages import ChainFile, InfoReference, References, ReferencesRequest
 from vmm.boundary import DeviceSpec
 from vmm.errors import FileError, GuestFailedError, ReferenceRefusedError, RefusedError
 from vmm.host import system
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from calltable.message import Message
     from vmm.operations.session import Session
 
-    #: Owner, kind and index of a reference.
-    Key = tuple[int, str, int]
-
 #: References between the first image and the last file.
 MAX_DEPTH = 16
 #: Bytes of a name; the kernel takes no longer path.
@@ -48,6 +45,8 @@ _KINDS = {
 }
 #: What says more about this process than about a file: descriptors are counted before the path is looked at.
 _OWN_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+#: Drivers of files that hold nothing but a disk.
+_NAMELESS = ("raw", "file")
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -128,10 +127,6 @@ class _File:
         self.index = 0
         self.format: str | None = None
         self.depth = 0
-
-    @property
-    def key(self) -> Key:
-        return (self.owner, self.kind, self.index)
 
 
 class Chain:
@@ -223,83 +218,74 @@ class Chain:
         :raises ReferenceRefusedError: a file may not or cannot be opened, or the chain is a loop, too deep or too long.
         :raises VmmError: see :mod:`vmm.errors`.
         """
-        given_up: set[Key] = set()
-        for _ in range(MAX_DEPTH + 1):
+        number = 0
+        while number < len(self._files):
+            stated = self._files[number].format if number else format
             try:
-                wanted = self._wanted(session, format, qemu_version)
+                wanted = {} if stated in _NAMELESS else self._names_in(session, number, stated, qemu_version)
             except RefusedError as error:
-                # What comes behind a file that is refused is not known.  The first one is the operation's to judge: a
-                # check may well answer.
-                if isinstance(error, ReferenceRefusedError) or error.details.get("file") != self._files[0].name:
+                # The first image is the operation's to judge: a check may well answer.
+                if number or isinstance(error, ReferenceRefusedError):
                     self._give_up(error, strict)
-                return
-            for key in given_up:
-                wanted.pop(key, None)
-            if not wanted:
-                return
-            for key, alternatives in wanted.items():
+                wanted = {}
+            for alternatives in wanted.values():
                 try:
-                    self._follow(alternatives)
+                    self._follow(number, alternatives)
                 except ReferenceRefusedError as error:
                     self._give_up(error, strict)
-                    given_up.add(key)
-        raise GuestFailedError(f"the guest named further files after {MAX_DEPTH + 1} rounds")
+            number += 1
 
     def _give_up(self, error: RefusedError, strict: bool) -> None:
         if strict or error.details.get("kind") == "extent":
             raise error
         self.refusals.append(error)
 
-    def _wanted(
+    def _names_in(
         self,
         session: Session,
+        number: int,
         format: str | None,  # noqa: A002
         qemu_version: str | None,
-    ) -> dict[Key, list[ChainReference]]:
-        """What the guest lacks, in its order: the alternatives of each reference."""
-        known = {file.key for file in self._files}
-        wanted: dict[Key, list[ChainReference]] = {}
+    ) -> dict[tuple[str, int], list[InfoReference]]:
+        """What one of the images refers to, by kind and index: the alternatives of each reference, in its order."""
+        wanted: dict[tuple[str, int], list[InfoReference]] = {}
 
         def on_message(message: Message) -> None:
-            assert isinstance(message, ChainReference)
-            key = (message.owner, message.kind, message.index)
-            if message.owner >= len(self._files) or message.kind not in _KINDS or key in known:
-                raise GuestFailedError("the guest named a file of an image that is not there, or one that was given")
-            names = wanted.setdefault(key, [])
+            assert isinstance(message, InfoReference)
+            if message.kind not in _KINDS:
+                raise GuestFailedError(f"the guest named a file of the unknown kind {printable(message.kind)}")
+            names = wanted.setdefault((message.kind, message.index or 0), [])
             names.append(message)
             if len(names) > MAX_ALTERNATIVES:
                 raise GuestFailedError(f"the guest named more than {MAX_ALTERNATIVES} alternatives for one file")
             if len(self._files) + len(wanted) > MAX_DEVICES:
-                raise self._refused(
-                    message,
-                    "too-many",
-                    f"leads to more than {MAX_DEVICES - 1} other files",
-                )
+                text = f"leads to more than {MAX_DEVICES - 1} other files"
+                raise self._refused(number, message, "too-many", text)
 
         session.answer(
             "references",
-            ReferencesRequest(format=format, files=self.files(), qemu_version=qemu_version),
-            self.devices(),
+            ReferencesRequest(format=format, qemu_version=qemu_version),
+            (self.devices()[number],),
             on_message,
             main=References.NAME,
-            lists=(ChainReference.NAME,),
-            names=self.names(),
+            lists=(InfoReference.NAME,),
+            names=(self._files[number].name,),
         )
         return wanted
 
-    def _follow(self, alternatives: list[ChainReference]) -> None:
+    def _follow(self, number: int, alternatives: list[InfoReference]) -> None:
+        """Open the first of the names that leads to a file."""
         first = alternatives[0]
-        owner = self._files[first.owner]
+        owner = self._files[number]
         if owner.depth == MAX_DEPTH:
-            raise self._refused(
-                first, "too-deep", f"is {MAX_DEPTH} files away from the first image, and names one more"
-            )
+            text = f"is {MAX_DEPTH} files away from the first image, and names one more"
+            raise self._refused(number, first, "too-deep", text)
         for reference in alternatives:
             file = self._open(owner, reference.name)
             if file is None:
                 continue
             file.name = combine_path(owner.name, reference.name)
-            file.owner, file.kind, file.index = reference.owner, reference.kind, reference.index
+            file.owner, file.kind, file.index = number, reference.kind, reference.index or 0
             file.format = reference.format
             file.depth = owner.depth + 1
             try:
@@ -311,23 +297,24 @@ class Chain:
             return
         what = _KINDS[first.kind]
         raise self._refused(
+            number,
             first,
             "not-opened",
             f"names the {what} '{printable(first.name)}', which is not followed: only regular files below the image's "
             "own directory or one that --allow-dir names are",
         )
 
-    def _refuse_loop(self, file: _File, reference: ChainReference) -> None:
+    def _refuse_loop(self, file: _File, reference: InfoReference) -> None:
         number = file.owner
         while number >= 0:
             above = self._files[number]
             if above.identity == file.identity:
                 text = f"names the {_KINDS[file.kind]} '{printable(reference.name)}', which leads to itself: a loop"
-                raise self._refused(reference, "loop", text)
+                raise self._refused(file.owner, reference, "loop", text)
             number = above.owner
 
-    def _refused(self, reference: ChainReference, reason: str, text: str) -> ReferenceRefusedError:
-        name = self._files[reference.owner].name
+    def _refused(self, owner: int, reference: InfoReference, reason: str, text: str) -> ReferenceRefusedError:
+        name = self._files[owner].name
         return ReferenceRefusedError(
             f"'{printable(name)}' {text}",
             file=name,
