@@ -18,6 +18,8 @@ from tests.crash.cases import CASES, Case
 from tests.differential.oracle import qemu_img
 from tools import build_guests
 
+pytestmark = pytest.mark.qemu_img
+
 TOOL = build_guests.GUEST / "tests" / "host_tool.zig"
 ALL = os.environ.get("PYVMM_CRASH_ALL") == "1"
 #: Every so many states that are no prefix are shown to qemu-img.
