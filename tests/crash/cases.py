@@ -14,6 +14,7 @@ growing the table, shrinking, a block shared, a tail that is not empty ...):
 * ``read``: the content of the virtual disk; the default asks the host tool for segments and reads them from the file.
 * ``zero_when_new``: whether the new space reads as zero as soon as the image says its new size.  Formats that keep a
   footer in the file's last bytes may show the old one there until the last step.
+* ``finished``: exit statuses of our ``check`` at the end; 3 where the format loses space.
 
 ``test_crash.py`` does the rest: every prefix of the steps, torn writes, writes in another order.  In each state the
 image opens, has its old size or its new one, and its content up to the smaller of them is what it was.
@@ -26,9 +27,11 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.crash.disk import decode
 from tests.differential.oracle import make, qemu_io
+from tests.images.vhd_writer import FIXED, Vhd
 
 Build = Callable[[Path], None]
 
@@ -75,6 +78,7 @@ class Case:
     qemu_check: bool = False
     read: Callable[[Path, str, Path], bytes] = read_segments
     zero_when_new: bool = True
+    finished: tuple[int, ...] = (0, 63)
 
 
 def _raw(length: int) -> Build:
@@ -151,4 +155,61 @@ QCOW2 = tuple(
     )
 )
 
-CASES: tuple[Case, ...] = (*RAW, *QCOW2)
+
+def _vhd(size: int, **fields: Any) -> Build:
+    """A VHD by our own writer."""
+    return lambda path: _write(path, Vhd(size, **fields).build().data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _blocks(*numbers: int) -> dict[int, bytes]:
+    return {number: pattern(_PERIOD, number + 1) for number in numbers}
+
+
+def _fixed(size: int, creator: bytes = b"win ") -> Build:
+    return _vhd(size, disk_type=FIXED, creator=creator, block_size=size, blocks={0: pattern(size)})
+
+
+# Of a dynamic VHD, 2: the footer and its copy differ until the last step, because two sectors are not written at once;
+# readers go by the copy.  Of a fixed one, 3: the file may be longer than its disk.
+_COPIES_DIFFER = (0, 2, 3)
+_BLOCK = 4096
+_MANY = 140 * _BLOCK
+VHD = tuple(
+    Case(name, "vpc", build, size, words, checked, qemu="vpc", zero_when_new=zero, finished=finished)
+    for name, build, size, words, checked, zero, finished in (
+        ("vhd-fixed-grow", _fixed(10_240), 40_960, (), (0, 3), False, (0,)),
+        ("vhd-fixed-grow-chs", _fixed(34_816, b"qemu"), 60_000, (), (0, 3), False, (0,)),
+        ("vhd-fixed-shrink", _fixed(40_960), 10_240, ("shrink",), (0, 3), True, (0,)),
+        (
+            "vhd-dynamic-grow",
+            _vhd(10 * _BLOCK - 512, creator=b"win ", block_size=_BLOCK, blocks=_blocks(0, 3, 9)),
+            50 * _BLOCK, (), _COPIES_DIFFER, True, (0,),
+        ),
+        (
+            "vhd-dynamic-grow-table",
+            _vhd(10 * _BLOCK, creator=b"win ", block_size=_BLOCK, blocks=_blocks(0, 3, 9)),
+            300 * _BLOCK, (), _COPIES_DIFFER, True, (0,),
+        ),
+        (
+            "vhd-dynamic-grow-empty",
+            _vhd(10 * _BLOCK, creator=b"win ", block_size=_BLOCK),
+            300 * _BLOCK, (), _COPIES_DIFFER, True, (0,),
+        ),
+        (
+            "vhd-dynamic-shrink",
+            _vhd(_MANY, creator=b"win ", block_size=_BLOCK, blocks=_blocks(0, 1, 130, 139)),
+            2 * _BLOCK - 1024, ("shrink",), _COPIES_DIFFER, True, (0,),
+        ),
+        (
+            "vhd-dynamic-shrink-between",
+            _vhd(_MANY, creator=b"win ", block_size=_BLOCK, blocks=_blocks(0, 130, 1)),
+            2 * _BLOCK, ("shrink",), _COPIES_DIFFER, True, (3,),
+        ),
+    )
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (*RAW, *QCOW2, *VHD)

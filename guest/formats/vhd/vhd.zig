@@ -20,6 +20,7 @@ pub const driver: image.Driver = .{
     .open = open,
     .info = @import("info.zig").info,
     .check = @import("check.zig").check,
+    .resize = @import("resize.zig").resize,
 };
 
 /// A cookie at byte 0 counts as a magic; one at the end alone (a fixed disk) ranks below every magic at the start.
