@@ -13,6 +13,7 @@ const plans = @import("../plan.zig");
 const layout = @import("layout.zig");
 const header = @import("header.zig");
 const features = @import("features.zig");
+const refcount = @import("refcount.zig");
 const tables = @import("tables.zig");
 const OptionList = @import("../option_list.zig").OptionList;
 
@@ -165,8 +166,7 @@ fn appendWords(out: *std.ArrayList(plans.Region), offset: u64, count: u64, words
 
 /// `count` refcounts of 1.  Widths below a byte start at its least significant bit.
 fn appendRefcounts(context: image.Context, out: *std.ArrayList(plans.Region), wanted: layout.Parameters, offset: u64, count: u64) block.Error!void {
-    const patterns = [_][]const u8{ &.{0xff}, &.{0x55}, &.{0x11}, &.{1}, &.{ 0, 1 }, &.{ 0, 0, 0, 1 }, &.{ 0, 0, 0, 0, 0, 0, 0, 1 } };
-    const pattern = patterns[wanted.refcount_order];
+    const pattern = refcount.ones(wanted.refcount_order);
     // Exact: a file has fewer than 2^54 clusters of 512 bytes.
     const bits = count * wanted.refcountBits();
     const whole = bits / 8;

@@ -16,6 +16,7 @@ pub const driver: image.Driver = .{
     .info = @import("info.zig").run,
     .references = @import("references.zig").run,
     .check = @import("check.zig").run,
+    .resize = @import("resize.zig").resize,
 };
 
 /// The magic with version 2 or anything newer; version 1 is the older format qcow.

@@ -27,6 +27,30 @@ pub fn get(order: u3, bytes: []const u8, index: usize) u64 {
     };
 }
 
+/// Store refcount `index`; `value` fits the width.
+pub fn set(order: u3, bytes: []u8, index: usize, value: u64) void {
+    switch (order) {
+        0...2 => {
+            const width: u4 = @as(u4, 1) << @intCast(order);
+            const shift: u3 = @intCast((index << order) & 7);
+            const mask = @as(u8, @intCast((@as(u16, 1) << width) - 1)) << shift;
+            const byte = &bytes[(index << order) >> 3];
+            byte.* = byte.* & ~mask | @as(u8, @intCast(value)) << shift;
+        },
+        3 => bytes[index] = @intCast(value),
+        4 => std.mem.writeInt(u16, bytes[index * 2 ..][0..2], @intCast(value), .big),
+        5 => std.mem.writeInt(u32, bytes[index * 4 ..][0..4], @intCast(value), .big),
+        6 => std.mem.writeInt(u64, bytes[index * 8 ..][0..8], value, .big),
+        7 => unreachable,
+    }
+}
+
+/// Refcounts of 1, as a pattern to repeat.
+pub fn ones(order: u3) []const u8 {
+    const patterns = [_][]const u8{ &.{0xff}, &.{0x55}, &.{0x11}, &.{1}, &.{ 0, 1 }, &.{ 0, 0, 0, 1 }, &.{ 0, 0, 0, 0, 0, 0, 0, 1 } };
+    return patterns[order];
+}
+
 /// Bytes that `count` refcounts take.
 pub fn bytesFor(order: u3, count: u64) u64 {
     return ((count << order) + 7) / 8;
@@ -186,6 +210,26 @@ pub const Stored = struct {
         return get(order, &bytes, @intCast(index & ((@as(u64, 1) << per_word_bits) - 1)));
     }
 };
+
+test "what is set is got, and nothing else changes" {
+    for (0..7) |order_| {
+        const order: u3 = @intCast(order_);
+        const count = @as(usize, 16 * 8) >> order;
+        for (0..count) |index| {
+            var bytes: [16]u8 = @splat(0xff);
+            const most = get(order, &bytes, 0);
+            for ([_]u64{ 0, 1, most, most / 2 }) |value| {
+                set(order, &bytes, index, value);
+                for (0..count) |i| try std.testing.expectEqual(if (i == index) value else most, get(order, &bytes, i));
+            }
+        }
+        for (0..count) |index| {
+            var bytes: [16]u8 = undefined;
+            for (&bytes, 0..) |*byte, i| byte.* = ones(order)[i % ones(order).len];
+            try std.testing.expectEqual(1, get(order, &bytes, index));
+        }
+    }
+}
 
 test "all widths" {
     const bytes = [_]u8{ 0b1010_0110, 0x21, 0x43, 0x65, 0x87, 0xa9, 0xcb, 0xed };

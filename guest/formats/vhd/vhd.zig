@@ -22,6 +22,7 @@ pub const driver: image.Driver = .{
     .references = @import("references.zig").run,
     .check = @import("check.zig").check,
     .identity = identity,
+    .resize = @import("resize.zig").resize,
 };
 
 /// A cookie at byte 0 counts as a magic; one at the end alone (a fixed disk) ranks below every magic at the start.

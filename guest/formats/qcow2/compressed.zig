@@ -1,0 +1,44 @@
+//! Compressed clusters: raw deflate, or zstd (QEMU docs/interop/qcow2.txt, "Compressed Clusters Descriptor",
+//! "Compression type").
+
+const std = @import("std");
+const block = @import("block");
+const image = @import("../image.zig");
+const header_zig = @import("header.zig");
+const tables = @import("tables.zig");
+const open = @import("open.zig");
+const template = @import("template.zig");
+const Header = header_zig.Header;
+
+/// Fill `out`, a cluster, with the bytes of the compressed cluster that the L2 entry `word` names.
+pub fn read(context: image.Context, device: block.Device, header: Header, word: u64, out: []u8) block.Error!void {
+    const place = tables.compressedPlace(header, word);
+    // Never more than twice a cluster and a sector: the entry has no room for a larger number.
+    const bytes = context.allocator.alloc(u8, @intCast(place.length)) catch return open.noMemory(context, place.length);
+    try device.readPadded(place.offset, bytes);
+    var input: std.Io.Reader = .fixed(bytes);
+    const done = switch (header.compression) {
+        .zlib => inflate(context, &input, out),
+        .zstd => decompress(context, &input, out),
+    };
+    if (!try done)
+        return template.refuse(context.diagnostic, .corrupt, "compressed cluster", "the compressed cluster at byte {offset} cannot be decompressed", place.offset, place.length, template.none);
+}
+
+fn inflate(context: image.Context, input: *std.Io.Reader, out: []u8) block.Error!bool {
+    const flate = std.compress.flate;
+    const window = context.allocator.alloc(u8, flate.max_window_len) catch return open.noMemory(context, flate.max_window_len);
+    var stream: flate.Decompress = .init(input, .raw, window);
+    stream.reader.readSliceAll(out) catch return false;
+    return true;
+}
+
+fn decompress(context: image.Context, input: *std.Io.Reader, out: []u8) block.Error!bool {
+    const zstd = std.compress.zstd;
+    // A window is not larger than the cluster that it is about; qemu compresses each on its own.
+    const window: u32 = @max(1 << 10, @as(u32, @intCast(out.len)));
+    const room = context.allocator.alloc(u8, window + zstd.block_size_max) catch return open.noMemory(context, window + zstd.block_size_max);
+    var stream: zstd.Decompress = .init(input, room, .{ .window_len = window, .verify_checksum = false });
+    stream.reader.readSliceAll(out) catch return false;
+    return true;
+}
