@@ -12,7 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm.api import ForeignAnswer, ForeignMessage, Machine, check, create, info, measure
+    from vmm.api import ForeignAnswer, ForeignMessage, Machine, check, create, info, map_image, measure
     from vmm.boundary import Failure, Limits
     from vmm.errors import (
         BundleError,
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from vmm.operations.check import CheckReport
     from vmm.operations.create import CreateReport
     from vmm.operations.info import InfoReport
+    from vmm.operations.map import Extent, MapReport
     from vmm.operations.measure import MeasureReport
 
 __all__ = [
     "BundleError",
     "CheckReport",
     "CreateReport",
+    "Extent",
     "Failure",
     "FileError",
     "ForeignAnswer",
@@ -48,6 +50,7 @@ __all__ = [
     "LimitReachedError",
     "Limits",
     "Machine",
+    "MapReport",
     "MeasureReport",
     "NoChecksError",
     "OperationLoadError",
@@ -58,15 +61,17 @@ __all__ = [
     "check",
     "create",
     "info",
+    "map_image",
     "measure",
 ]
 
 _MODULES = {
-    "vmm.api": ("ForeignAnswer", "ForeignMessage", "Machine", "check", "create", "info", "measure"),
+    "vmm.api": ("ForeignAnswer", "ForeignMessage", "Machine", "check", "create", "info", "map_image", "measure"),
     "vmm.boundary": ("Failure", "Limits"),
     "vmm.operations.check": ("CheckReport",),
     "vmm.operations.create": ("CreateReport",),
     "vmm.operations.info": ("InfoReport",),
+    "vmm.operations.map": ("Extent", "MapReport"),
     "vmm.operations.measure": ("MeasureReport",),
 }
 

@@ -97,6 +97,8 @@ pub const Segment = struct {
     length: u64,
     kind: Kind,
     compressed: bool = false,
+    /// Data by what the format says, and zero because the file has a hole there; only where `kind` is zero.
+    hole: bool = false,
     /// Where the first byte lies in the device, when the run is contiguous there.
     offset: ?u64 = null,
     /// Number of the device that `offset` counts in.

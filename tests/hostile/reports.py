@@ -33,6 +33,7 @@ OPERATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "measure": ("measure", ()),
     "check": ("check", ("check-finding",)),
+    "map": ("map", ("map-extents",)),
     "create": ("create", ()),
 }
 

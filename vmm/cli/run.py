@@ -164,7 +164,7 @@ class Command(Answers):
             return operands[:1]
         if self.operation == "measure" and not operands and "size" not in self.arguments:
             raise UsageError("Either --size N or one filename must be specified.")
-        if self.operation in ("info", "check") and not operands:
+        if self.operation in ("info", "check", "map") and not operands:
             raise UsageError("Expecting at least one image file name")
         return operands
 
@@ -238,6 +238,8 @@ def _answer_of(operation: str) -> Callable[[Answers, str | None, bool], int]:
         from vmm.cli.run_info import answer
     elif operation == "check":
         from vmm.cli.run_check import answer
+    elif operation == "map":
+        from vmm.cli.run_map import answer
     else:
         from vmm.cli.run_create import answer
     return answer
