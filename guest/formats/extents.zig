@@ -95,6 +95,12 @@ pub const Walk = struct {
             "{s}: what byte {d} of the disk holds is in the backing file, which is followed only with --chain",
             .{ self.opened.driver, segment.start },
         );
+        if (self.opened.data_elsewhere and segment.offset != null and segment.device == self.context.number) return self.context.diagnostic.refuse(
+            .needs_reference,
+            .{ .format = self.opened.driver, .structure = "virtual disk", .offset = segment.start },
+            "{s}: byte {d} of the disk lies in the data file, which is followed only with --chain",
+            .{ self.opened.driver, segment.start },
+        );
         segment.length = @min(segment.length, self.end - self.at);
         self.at += segment.length;
         return .of(segment);
@@ -199,6 +205,20 @@ test "what lies before a failure is answered first" {
     try testing.expectError(error.Refused, overlay.next());
     try testing.expectEqual(block.Diagnostic.Code.needs_reference, diagnostic.code);
     try testing.expectEqualStrings("fake: what byte 512 of the disk holds is in the backing file, which is followed only with --chain", diagnostic.message());
+}
+
+test "an offset in a file that was not given is refused" {
+    var fake: Fake = .{ .segments = &.{
+        .{ .start = 0, .length = 512, .kind = .zero },
+        .{ .start = 512, .length = 512, .kind = .data, .offset = 512, .device = 1 },
+        .{ .start = 1024, .length = 512, .kind = .data, .offset = 1024 },
+    } };
+    var diagnostic: block.Diagnostic = .{};
+    var walk = fake.walk(&diagnostic, 1536, false, 0, null);
+    walk.opened.data_elsewhere = true;
+    for (0..2) |_| try testing.expectEqual(@as(u64, 512), (try walk.next()).?.length);
+    try testing.expectError(error.Refused, walk.next());
+    try testing.expectEqual(block.Diagnostic.Code.needs_reference, diagnostic.code);
 }
 
 test "an offset at the end of 64 bits is followed by nothing" {

@@ -124,6 +124,8 @@ pub const Image = struct {
     cluster_size: u64 = 0,
     /// Whether another file stands behind unallocated ranges.
     has_backing: bool = false,
+    /// Whether offsets that are said to count in the image's own device count in a file that was not given.
+    data_elsewhere: bool = false,
     /// Persistent bitmaps; null when the format, or its version, cannot have any.
     bitmaps: ?[]const Bitmap = null,
     context: *anyopaque,

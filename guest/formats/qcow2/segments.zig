@@ -268,6 +268,7 @@ pub fn openImage(context: image.Context, device: block.Device) block.Error!image
         .virtual_size = segments.virtual_size,
         .cluster_size = opened.header.clusterSize(),
         .has_backing = opened.backing_name != null,
+        .data_elsewhere = opened.header.hasDataFile(),
         .bitmaps = if (opened.header.version >= 3) try bitmapSizes(opened) else null,
         .context = segments,
         .segment_at = segmentAt,

@@ -21,7 +21,8 @@ import json
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field as member
+from dataclasses import dataclass
+from dataclasses import field as member
 from pathlib import Path
 
 from calltable._generated import ERROR_CODES
@@ -63,7 +64,7 @@ class Row:
 
     def expects(self, operation: str) -> Expected:
         """What an operation has to say."""
-        return self.seen[operation] if operation in self.seen else self.expected
+        return self.seen.get(operation, self.expected)
 
 
 def field(

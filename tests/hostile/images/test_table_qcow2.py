@@ -1,4 +1,7 @@
-"""Every field of the qcow2 header at 0, 1, all ones, and on both sides of its limit (docs/interop/qcow2.txt, "Header")."""
+"""Every field of the qcow2 header at 0, 1, all ones, and on both sides of its limit.
+
+Disk image format qcow2 (docs/interop/qcow2.txt of QEMU), "Header".
+"""
 
 from __future__ import annotations
 
