@@ -99,6 +99,8 @@ class _Json:
         self._command = command
         self._lines = command.many or command.lines
         self._compressed = compressed
+        #: What is printed of a state, by state: there are few, and a million extents.
+        self._flags: dict[tuple[bool, ...], str] = {}
         #: Not printed yet: the next one may continue it.
         self._held: Extent | None = None
         self._open = f'{{"filename": {quote(path)}, "start": ' if self._lines else '{ "start": '
@@ -127,15 +129,12 @@ class _Json:
         return texts
 
     def _text(self, extent: Extent) -> str:
-        text = (
-            f'{self._open}{extent.start}, "length": {extent.length}, "depth": {extent.depth}, '
-            f'"present": {_bool(extent.present)}, "zero": {_bool(extent.zero)}, "data": {_bool(extent.data)}'
-        )
-        if self._compressed:
-            text += f', "compressed": {_bool(extent.compressed)}'
-        if extent.offset is not None:
-            text += f', "offset": {extent.offset}'
-        return text + "}"
+        state = extent.present, extent.zero, extent.data, extent.compressed
+        flags = self._flags.get(state)
+        if flags is None:
+            flags = self._flags[state] = _flags(extent, compressed=self._compressed)
+        place = "}" if extent.offset is None else f', "offset": {extent.offset}}}'
+        return f'{self._open}{extent.start}, "length": {extent.length}, "depth": {extent.depth}{flags}{place}'
 
     def _write(self, texts: list[str], end: str = "") -> None:
         if not texts:
@@ -173,8 +172,9 @@ def _hexadecimal(value: int) -> str:
     return f"{value:<#16x}" if value else f"{0:<16}"
 
 
-def _bool(value: bool) -> str:
-    return "true" if value else "false"
+def _flags(extent: Extent, *, compressed: bool) -> str:
+    keys = ("present", "zero", "data", *(("compressed",) if compressed else ()))
+    return "".join(f', "{key}": {compact(getattr(extent, key))}' for key in keys)
 
 
 def _continues(one: Extent, other: Extent) -> bool:

@@ -53,7 +53,7 @@ def vhd(*changes: tuple[int, str, int]) -> bytes:
     return bytes(image)
 
 
-BROKEN = {"check": 2}
+BROKEN: dict[str, Expected] = {"check": 2}
 ONES = (1 << 32) - 1
 #: CVE, driver, image, what is said of it, what some operations say instead.
 CLASSES: list[tuple[str, str, bytes, Expected, dict[str, Expected]]] = [
