@@ -62,6 +62,11 @@ def _value(message: str, field: Field, value: object) -> object:
     raise SchemaError(f"{message}: {field.key} is {type(value).__name__}, not {kind}, or out of range")
 
 
+def _all_uints(field: Field, value: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether an array is one of numbers that fit, told at once rather than item by item."""
+    return field.kind == "uint" and set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= UINT_MAX
+
+
 class Message:
     """Base of the generated classes.  Instances are immutable and compare by value."""
 
@@ -89,7 +94,10 @@ class Message:
             if field.many:
                 if not isinstance(value, (list, tuple)):
                     raise SchemaError(f"{cls.NAME}: {field.key} is {type(value).__name__}, not an array")
-                put(new, field.attribute, tuple(_value(cls.NAME, field, item) for item in value))
+                if _all_uints(field, value):
+                    put(new, field.attribute, tuple(value))
+                else:
+                    put(new, field.attribute, tuple(_value(cls.NAME, field, item) for item in value))
             else:
                 put(new, field.attribute, _value(cls.NAME, field, value))
         if seen != len(fields):

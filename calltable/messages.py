@@ -1913,20 +1913,28 @@ class MapRequest(Message):
     ``length``: bytes at most; absent: to the end
 
     ``files``: the other files of the image; absent: references are not followed
+
+    ``qemu-version``: release of qemu-img, as major.minor, whose answer is wanted where releases differ; absent: 7.2
+
+    ``mapped-only``: refuse data that lies in no file as it is: external, encrypted or compressed
     """
 
-    __slots__ = ("format", "start", "length", "files")
+    __slots__ = ("format", "start", "length", "files", "qemu_version", "mapped_only")
     NAME = "map-request"
     FIELDS = (
         Field("format", "format", "text", True, False, None),
         Field("start", "start", "uint", True, False, None),
         Field("length", "length", "uint", True, False, None),
         Field("files", "files", "message", True, True, ChainFile),
+        Field("qemu-version", "qemu_version", "text", True, False, None),
+        Field("mapped-only", "mapped_only", "bool", True, False, None),
     )
     format: str | None
     start: int | None
     length: int | None
     files: tuple[ChainFile, ...] | None
+    qemu_version: str | None
+    mapped_only: bool | None
 
     def __init__(
         self,
@@ -1935,80 +1943,68 @@ class MapRequest(Message):
         start: int | None = None,
         length: int | None = None,
         files: tuple[ChainFile, ...] | None = None,
+        qemu_version: str | None = None,
+        mapped_only: bool | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
         put(self, "start", start)
         put(self, "length", length)
         put(self, "files", files)
+        put(self, "qemu_version", qemu_version)
+        put(self, "mapped_only", mapped_only)
 
 
-class MapExtent(Message):
-    """A run of the disk that is stored in one way.
+class MapExtents(Message):
+    """Runs of the disk, each stored in one way.  All arrays are equally long, at least 1.
 
-    ``start``: byte of the virtual disk
+    ``start``: byte of the virtual disk where the first one begins
 
-    ``length``: at least 1
+    ``lengths``: bytes, each at least 1
 
-    ``depth``: 0 the image itself, 1 its backing file ...
+    ``states``: sums of the MAP_ flags: PRESENT 1 (an image of the chain says what is here, rather than nobody), ZERO 2 (reads as zero), DATA 4 (bytes are stored), COMPRESSED 8, OFFSET 16 (it lies in a file as it is)
 
-    ``present``: this chain says what is here, rather than nobody
+    ``offsets``: byte of the file where it begins; 0 without OFFSET
 
-    ``zero``: reads as zero
+    ``depths``: 0 the image itself, 1 its backing file ...
 
-    ``data``: bytes are stored for it
-
-    ``offset``: byte of the file where it begins, when it lies there as it is
-
-    ``device``: which file
+    ``devices``: number of the device that the offset counts in
     """
 
-    __slots__ = ("start", "length", "depth", "present", "zero", "data", "compressed", "offset", "device")
-    NAME = "map-extent"
+    __slots__ = ("start", "lengths", "states", "offsets", "depths", "devices")
+    NAME = "map-extents"
     FIELDS = (
         Field("start", "start", "uint", False, False, None),
-        Field("length", "length", "uint", False, False, None),
-        Field("depth", "depth", "uint", False, False, None),
-        Field("present", "present", "bool", False, False, None),
-        Field("zero", "zero", "bool", False, False, None),
-        Field("data", "data", "bool", False, False, None),
-        Field("compressed", "compressed", "bool", False, False, None),
-        Field("offset", "offset", "uint", True, False, None),
-        Field("device", "device", "uint", False, False, None),
+        Field("lengths", "lengths", "uint", False, True, None),
+        Field("states", "states", "uint", False, True, None),
+        Field("offsets", "offsets", "uint", False, True, None),
+        Field("depths", "depths", "uint", False, True, None),
+        Field("devices", "devices", "uint", False, True, None),
     )
     start: int
-    length: int
-    depth: int
-    present: bool
-    zero: bool
-    data: bool
-    compressed: bool
-    offset: int | None
-    device: int
+    lengths: tuple[int, ...]
+    states: tuple[int, ...]
+    offsets: tuple[int, ...]
+    depths: tuple[int, ...]
+    devices: tuple[int, ...]
 
     def __init__(
         self,
         *,
         start: int,
-        length: int,
-        depth: int,
-        present: bool,
-        zero: bool,
-        data: bool,
-        compressed: bool,
-        device: int,
-        offset: int | None = None,
+        lengths: tuple[int, ...],
+        states: tuple[int, ...],
+        offsets: tuple[int, ...],
+        depths: tuple[int, ...],
+        devices: tuple[int, ...],
     ) -> None:
         put = object.__setattr__
         put(self, "start", start)
-        put(self, "length", length)
-        put(self, "depth", depth)
-        put(self, "present", present)
-        put(self, "zero", zero)
-        put(self, "data", data)
-        put(self, "compressed", compressed)
-        put(self, "offset", offset)
-        put(self, "device", device)
+        put(self, "lengths", lengths)
+        put(self, "states", states)
+        put(self, "offsets", offsets)
+        put(self, "depths", depths)
+        put(self, "devices", devices)
 
 
 class Map(Message):
@@ -2018,7 +2014,7 @@ class Map(Message):
 
     ``virtual-size``: bytes of the virtual disk
 
-    ``extents``: how many map-extent messages went before
+    ``extents``: how many extents went before
     """
 
     __slots__ = ("format", "virtual_size", "extents")
@@ -2387,7 +2383,7 @@ MESSAGES: dict[str, type[Message]] = {
     "info-note": InfoNote,
     "chain-file": ChainFile,
     "map-request": MapRequest,
-    "map-extent": MapExtent,
+    "map-extents": MapExtents,
     "map": Map,
     "measure-request": MeasureRequest,
     "measure": Measure,

@@ -648,29 +648,28 @@ pub const MapRequest = struct {
     length: ?u64 = null,
     /// the other files of the image; absent: references are not followed
     files: ?[]const ChainFile = null,
+    /// release of qemu-img, as major.minor, whose answer is wanted where releases differ; absent: 7.2
+    qemu_version: ?[]const u8 = null,
+    /// refuse data that lies in no file as it is: external, encrypted or compressed
+    mapped_only: ?bool = null,
 };
 
-/// A run of the disk that is stored in one way.
-pub const MapExtent = struct {
-    pub const message_name = "map-extent";
+/// Runs of the disk, each stored in one way.  All arrays are equally long, at least 1.
+pub const MapExtents = struct {
+    pub const message_name = "map-extents";
 
-    /// byte of the virtual disk
+    /// byte of the virtual disk where the first one begins
     start: u64,
-    /// at least 1
-    length: u64,
+    /// bytes, each at least 1
+    lengths: []const u64,
+    /// sums of the MAP_ flags: PRESENT 1 (an image of the chain says what is here, rather than nobody), ZERO 2 (reads as zero), DATA 4 (bytes are stored), COMPRESSED 8, OFFSET 16 (it lies in a file as it is)
+    states: []const u64,
+    /// byte of the file where it begins; 0 without OFFSET
+    offsets: []const u64,
     /// 0 the image itself, 1 its backing file ...
-    depth: u64,
-    /// this chain says what is here, rather than nobody
-    present: bool,
-    /// reads as zero
-    zero: bool,
-    /// bytes are stored for it
-    data: bool,
-    compressed: bool,
-    /// byte of the file where it begins, when it lies there as it is
-    offset: ?u64 = null,
-    /// which file
-    device: u64,
+    depths: []const u64,
+    /// number of the device that the offset counts in
+    devices: []const u64,
 };
 
 /// The end of a map.
@@ -681,7 +680,7 @@ pub const Map = struct {
     format: []const u8,
     /// bytes of the virtual disk
     virtual_size: u64,
-    /// how many map-extent messages went before
+    /// how many extents went before
     extents: u64,
 };
 

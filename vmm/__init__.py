@@ -12,7 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm.api import ForeignAnswer, ForeignMessage, Machine, check, create, info, measure, resize
+    from vmm.api import ForeignAnswer, ForeignMessage, Machine, check, create, info, map_image, measure, resize
     from vmm.boundary import Failure, Limits
     from vmm.errors import (
         BundleError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmm.operations.check import CheckReport
     from vmm.operations.create import CreateReport
     from vmm.operations.info import InfoReport
+    from vmm.operations.map import Extent, MapReport
     from vmm.operations.measure import MeasureReport
     from vmm.operations.resize import ResizeReport
 
@@ -39,6 +40,7 @@ __all__ = [
     "BundleError",
     "CheckReport",
     "CreateReport",
+    "Extent",
     "Failure",
     "FileError",
     "ForeignAnswer",
@@ -50,6 +52,7 @@ __all__ = [
     "LimitReachedError",
     "Limits",
     "Machine",
+    "MapReport",
     "MeasureReport",
     "NoChecksError",
     "OperationLoadError",
@@ -62,16 +65,28 @@ __all__ = [
     "check",
     "create",
     "info",
+    "map_image",
     "measure",
     "resize",
 ]
 
 _MODULES = {
-    "vmm.api": ("ForeignAnswer", "ForeignMessage", "Machine", "check", "create", "info", "measure", "resize"),
+    "vmm.api": (
+        "ForeignAnswer",
+        "ForeignMessage",
+        "Machine",
+        "check",
+        "create",
+        "info",
+        "map_image",
+        "measure",
+        "resize",
+    ),
     "vmm.boundary": ("Failure", "Limits"),
     "vmm.operations.check": ("CheckReport",),
     "vmm.operations.create": ("CreateReport",),
     "vmm.operations.info": ("InfoReport",),
+    "vmm.operations.map": ("Extent", "MapReport"),
     "vmm.operations.measure": ("MeasureReport",),
     "vmm.operations.resize": ("ResizeReport",),
 }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmm.operations.check import CheckReport
     from vmm.operations.create import CreateReport
     from vmm.operations.info import InfoReport
+    from vmm.operations.map import Extent, MapReport
     from vmm.operations.measure import MeasureReport
     from vmm.operations.options import OptionValue
     from vmm.operations.resize import ResizeReport
@@ -179,6 +180,40 @@ class Machine:
             allow_dirs=_directories(allow_dirs),
         )
 
+    def map(
+        self,
+        path: Path,
+        *,
+        format: str | None = None,  # noqa: A002  (qemu-img's word)
+        start: int | str = 0,
+        length: int | str | None = None,
+        qemu_version: str = DEFAULT_QEMU_VERSION,
+        mapped_only: bool = False,
+        on_extents: Callable[[tuple[Extent, ...]], None] | None = None,
+        chain: bool = False,
+        allow_dirs: Path | Iterable[Path] = (),
+    ) -> MapReport:
+        """Where the bytes of an image's disk are stored.  See :func:`vmm.operations.map.map_image`.
+
+        :param start: byte of the disk to begin at, and ``length`` bytes at most; a number, or text such as ``10M``.
+        :param on_extents: gets the extents as they come, some at a time, instead of the report.
+        """
+        from vmm.operations.map import map_image as run
+
+        return run(
+            self._session,
+            os.fsdecode(path),
+            format=format,
+            start=start,
+            length=length,
+            qemu_version=qemu_version,
+            mapped_only=mapped_only,
+            on_extents=on_extents,
+            follow_symlinks=self._follow,
+            chain=chain,
+            allow_dirs=_directories(allow_dirs),
+        )
+
     def create(
         self,
         path: Path,
@@ -269,6 +304,8 @@ class Machine:
         def run(self, operation: Literal["measure"], path: Path | None = None, **options: Any) -> MeasureReport: ...
         @overload
         def run(self, operation: Literal["check"], path: Path, **options: Any) -> CheckReport: ...
+        @overload
+        def run(self, operation: Literal["map"], path: Path, **options: Any) -> MapReport: ...
         @overload
         def run(self, operation: Literal["create"], path: Path, *more: Any, **options: Any) -> CreateReport: ...
         @overload
@@ -373,6 +410,39 @@ def check(
     """
     with Machine(timeout=timeout, limits=limits) as machine:
         return machine.check(path, format=format, chain=chain, allow_dirs=allow_dirs)
+
+
+def map_image(
+    path: Path,
+    *,
+    format: str | None = None,  # noqa: A002  (qemu-img's word)
+    start: int | str = 0,
+    length: int | str | None = None,
+    mapped_only: bool = False,
+    on_extents: Callable[[tuple[Extent, ...]], None] | None = None,
+    chain: bool = False,
+    allow_dirs: Path | Iterable[Path] = (),
+    timeout: float | None = None,
+    limits: Limits | None = None,
+) -> MapReport:
+    """Where the bytes of an image's disk are stored, from a machine of its own.
+
+    :param start: byte of the disk to begin at, and ``length`` bytes at most; a number, or text such as ``10M``.
+    :param on_extents: gets the extents as they come, some at a time, instead of the report.
+    :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
+    :raises VmmError: see :mod:`vmm.errors`.
+    """
+    with Machine(timeout=timeout, limits=limits) as machine:
+        return machine.map(
+            path,
+            format=format,
+            start=start,
+            length=length,
+            mapped_only=mapped_only,
+            on_extents=on_extents,
+            chain=chain,
+            allow_dirs=allow_dirs,
+        )
 
 
 def create(

@@ -13,6 +13,8 @@ const block = @import("block");
 
 pub const image = @import("image.zig");
 pub const steps = @import("steps.zig");
+/// The disk as `map` shows it.
+pub const extents = @import("extents.zig");
 pub const text = @import("text.zig");
 pub const detection = @import("detect.zig");
 pub const recognised = @import("recognised.zig");
@@ -150,6 +152,7 @@ test "an operation has its own functions and no others" {
 test {
     _ = qcow2;
     _ = steps;
+    _ = extents;
     _ = @import("text.zig");
     _ = @import("detect.zig");
     _ = @import("recognised.zig");

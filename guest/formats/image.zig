@@ -117,12 +117,12 @@ pub const Segment = struct {
     length: u64,
     kind: Kind,
     compressed: bool = false,
+    /// Data by what the format says, and zero because the file has a hole there; only where `kind` is zero.
+    hole: bool = false,
     /// Where the first byte lies in the device, when the run is contiguous there.
     offset: ?u64 = null,
     /// Number of the device that `offset` counts in; 0 stands for the image's own file, whatever its number.
     device: u32 = 0,
-    /// A stored range that is a hole of its file and therefore of kind `zero`; qemu-img's map calls it data as well.
-    hole: bool = false,
     /// How far down the chain of backing files the answer was found; 0 is the image itself.
     depth: u32 = 0,
 

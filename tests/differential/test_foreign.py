@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import ForeignImages, foreign_source
-from tests.differential.oracle import TIMED_OUT, comparable
+from tests.differential.oracle import TIMED_OUT, Answer, comparable
 from tests.differential.ours import Ours, explain
 
 pytestmark = pytest.mark.kvm
 
 RELEASE = "7.2.22"
-COMMANDS = ("info", "info_f", "check", "measure_raw", "measure_qcow2")
+COMMANDS = ("info", "info_f", "check", "measure_raw", "measure_qcow2", "map")
 #: Drivers that are built; the others are named and refused.
 BUILT = ("raw", "qcow2", "vpc", "vhdx", "vmdk")
 
@@ -49,6 +49,26 @@ def _known_difference(name: str, command: str) -> tuple[str, int] | None:
     return None
 
 
+def _object(answer: Answer) -> dict[str, Any]:
+    """The JSON object, or the last of those in an array."""
+    shown = json.loads(answer.stdout)
+    return dict(shown[-1] if isinstance(shown, list) else shown)
+
+
+def _without_holes(extents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Extents with holes of the file filled: what lies in one piece of the file is one extent."""
+    merged: list[dict[str, Any]] = []
+    for extent in extents:
+        last = merged[-1] if merged else None
+        placed = "offset" in extent and last is not None and "offset" in last
+        if last is not None and placed and last["offset"] + last["length"] == extent["offset"]:
+            last["length"] += extent["length"]
+        else:
+            kept = ("start", "length", "depth", "present", "offset")
+            merged.append({key: extent[key] for key in (kept if "offset" in extent else extent) if key in extent})
+    return merged
+
+
 @pytest.mark.skipif(not CASES, reason="no foreign images (PYVMM_IMAGES)")
 @pytest.mark.parametrize(("name", "command"), CASES, ids=["/".join(case) for case in CASES])
 def test_recorded_answer(
@@ -65,15 +85,19 @@ def test_recorded_answer(
         entry, status = difference
         assert answer.rc == status, f"{entry}: {explain(answer)}"
         assert answer.rc != recorded["rc"] or entry == "fixed-vhd", f"{entry}: no difference any more"
-        code = json.loads(answer.stdout).get("error", {}).get("guest-code")
+        code = _object(answer).get("error", {}).get("guest-code")
         assert code in (None, "unsupported", "no-checks", "needs-reference"), explain(answer)
     elif (_driver(name) not in BUILT and recorded["rc"] in (0, 2, 3)) or _driver(name) == "luks":
         assert answer.rc in (1, 63), explain(answer)
-        error = json.loads(answer.stdout)["error"]
+        error = _object(answer)["error"]
         assert error.get("guest-code", error["code"]) in ("unsupported", "no-checks"), explain(answer)
     else:
         assert answer.rc == recorded["rc"], f"{explain(answer)}\nqemu-img: {recorded}"
-        if "json" in recorded:
+        if command == "map":
+            # The holes of a raw file are where this file system left them; qemu-img's where another one did.
+            if "json" in recorded:
+                assert _without_holes(json.loads(answer.stdout)) == _without_holes(recorded["json"])
+        elif "json" in recorded:
             assert comparable(answer.json) == comparable(recorded["json"])
 
 

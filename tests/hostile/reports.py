@@ -35,6 +35,7 @@ OPERATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "check": ("check", ("check-finding",)),
     "resize": ("resize", ()),
     "create": ("create", ("create-file",)),
+    "map": ("map", ("map-extents",)),
 }
 
 #: Messages that ask for another run, which canned answers are wrong for; tests/unit/test_outputs.py has them.
@@ -95,6 +96,13 @@ def messages(*payloads: bytes, status: int = 0) -> Script:
 Fields = dict[str, Any]
 
 
+#: Fields whose values have to agree with one another: one extent of one zero byte, and the end of its map.
+AGREEING: dict[str, Fields] = {
+    "map-extents": {"start": 0, "lengths": [1], "states": [2], "offsets": [0], "depths": [0], "devices": [0]},
+    "map": {"virtual-size": 1, "extents": 1},
+}
+
+
 def _sample(entry: Field, text: str) -> Any:
     values: Fields = {"uint": 1, "int": -1, "bool": True, "text": text, "bytes": b"b", "any": 1}
     if entry.kind == "message":
@@ -107,7 +115,7 @@ def _sample(entry: Field, text: str) -> Any:
 
 def full(kind: type[Message], text: str = "text") -> Fields:
     """The fields of a message with all that it can have."""
-    return {entry.key: _sample(entry, text) for entry in kind.FIELDS}
+    return {entry.key: _sample(entry, text) for entry in kind.FIELDS} | AGREEING.get(kind.NAME, {})
 
 
 def payload(name: str, fields: object) -> bytes:

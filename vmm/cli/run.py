@@ -184,7 +184,7 @@ class Command(Answers):
                 raise UsageError(f"Unexpected argument: {printable(operands[1])}")
         if self.operation == "measure" and not operands and "size" not in self.arguments:
             raise UsageError("Either --size N or one filename must be specified.")
-        if self.operation in ("info", "check") and not operands:
+        if self.operation in ("info", "check", "map") and not operands:
             raise UsageError("Expecting at least one image file name")
         return operands
 
@@ -260,6 +260,8 @@ def _answer_of(operation: str) -> Callable[[Answers, str | None, bool], int]:
         from vmm.cli.run_check import answer
     elif operation == "resize":
         from vmm.cli.run_resize import answer
+    elif operation == "map":
+        from vmm.cli.run_map import answer
     else:
         from vmm.cli.run_create import answer
     return answer

@@ -65,10 +65,12 @@ REFUSED = {
     "snapshot": "-l is not supported: snapshots are not measured",
 }
 
+_QEMU_VERSION = Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)")
+
 BY_OPERATION = {
     "info": (
         _FORMAT,
-        Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)"),
+        _QEMU_VERSION,
         *_CHAIN,
         Option("backing-chain", ("--backing-chain",), None, "--chain, and describe every image behind FILE too"),
         _IMAGE_OPTS,
@@ -81,6 +83,15 @@ BY_OPERATION = {
         _OPTIONS,
         *_CHAIN,
         Option("snapshot", ("-l",), "SNAPSHOT", "not supported"),
+        _IMAGE_OPTS,
+        _OBJECT,
+    ),
+    "map": (
+        _FORMAT,
+        *_CHAIN,
+        Option("start", ("-s", "--start-offset"), "OFFSET", "byte of the disk to begin at (default: 0)"),
+        Option("length", ("-l", "--max-length"), "LENGTH", "bytes to map at most (default: to the end)"),
+        _QEMU_VERSION,
         _IMAGE_OPTS,
         _OBJECT,
     ),
@@ -151,6 +162,21 @@ def output_format(arguments: Arguments) -> str:
     if chosen not in ("human", "json"):
         raise UsageError("--output must be used with human or json as argument.")
     return chosen
+
+
+def qemu_version(arguments: Arguments) -> tuple[int, int]:
+    """Major and minor of the qemu release whose answers are wanted.
+
+    :raises UsageError: what was given is no release.
+    """
+    from vmm.cli.reports import version_of
+    from vmm.operations.info import DEFAULT_QEMU_VERSION
+
+    text = arguments.get("qemu-version") or DEFAULT_QEMU_VERSION
+    try:
+        return version_of(text)
+    except ValueError:
+        raise UsageError(f"--qemu-version takes a version such as 8.0, not '{printable(text)}'") from None
 
 
 def sandbox_off(arguments: Arguments) -> bool:

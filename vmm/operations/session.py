@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 #: The operations that come with the package.
-OPERATIONS = ("info", "measure", "check", "create", "resize")
+OPERATIONS = ("info", "measure", "check", "map", "create", "resize")
 #: Those that run on behalf of the others: with the package's own ELF, unseen by a debugger and without progress.
 HELPERS = ("references",)
 
@@ -189,6 +189,7 @@ class Session:
         lists: Sequence[str] = (),
         names: Sequence[str] = (),
         statuses: Sequence[int] = (0,),
+        kept: bool = True,
     ) -> Message:
         """Run an operation; its list messages go to ``on_message``, its main message is the answer.
 
@@ -196,27 +197,29 @@ class Session:
         :param main: name of the message that answers; exactly one, and nothing after it.
         :param lists: names of the messages that may come before it.
         :param statuses: with which the operation may end after its answer.
+        :param kept: whether ``on_message`` keeps what it gets; then there may be :data:`MAX_KEPT`.
         :raises RefusedError: the operation said why it could not answer.
         :raises GuestFailedError: it broke the contract.
         """
         allowed = frozenset((main, "error", *lists))
         answered: list[Message] = []
-        kept = items = 0
+        count = items = 0
 
         def on_payload(payload: bytes) -> None:
-            nonlocal kept, items
+            nonlocal count, items
             message = decode_message(payload, allowed)
             if answered:
                 raise GuestFailedError(f"the guest emitted {message.NAME} after {answered[0].NAME}")
             if message.NAME in (main, "error"):
                 answered.append(message)
                 return
-            kept += 1
-            items += message.items()
-            if kept > MAX_KEPT:
-                raise GuestFailedError(f"the guest emitted more than {MAX_KEPT} messages")
-            if items > MAX_KEPT:
-                raise GuestFailedError(f"the guest emitted messages with more than {MAX_KEPT} items in arrays")
+            if kept:
+                count += 1
+                items += message.items()
+                if count > MAX_KEPT:
+                    raise GuestFailedError(f"the guest emitted more than {MAX_KEPT} messages")
+                if items > MAX_KEPT:
+                    raise GuestFailedError(f"the guest emitted messages with more than {MAX_KEPT} items in arrays")
             if on_message is not None:
                 on_message(message)
 

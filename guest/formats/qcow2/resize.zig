@@ -402,7 +402,7 @@ const Work = struct {
         const content: plans.Content = if (allocates) .{ .progression = .{
             .first = data << header.cluster_bits | tables.copied,
             .step = header.clusterSize(),
-            .wide = header.extendedL2(),
+            .word = if (header.extendedL2()) .big_64_and_zero else .big_64,
         } } else .{ .pattern = &.{ 0, 0, 0, 0, 0, 0, 0, 1 } };
         try self.add(&self.fresh, .{ .fill = .{ .offset = offset, .length = entries * stride, .content = content } });
     }

@@ -223,15 +223,17 @@ pub const Segments = struct {
         var clipped = segment;
         if (offset >= self.opened.device.length) {
             clipped.kind = .zero;
+            clipped.hole = true;
             return clipped;
         }
         const inside = @min(segment.length, self.opened.device.length - offset);
         var extents: [1]block.Extent = undefined;
         const found = try self.opened.device.blockStatus(offset, inside, &extents);
         if (found.len == 0 or found[0].length == 0) return segment;
-        if (!found[0].isData()) clipped.kind = .zero;
+        clipped.hole = !found[0].isData();
+        if (clipped.hole) clipped.kind = .zero;
         // Zeroes up to the end of the file go on behind it.
-        const to_end = !found[0].isData() and found[0].offset + found[0].length == self.opened.device.length;
+        const to_end = clipped.hole and found[0].offset + found[0].length == self.opened.device.length;
         clipped.length = if (to_end) segment.length else @min(segment.length, found[0].length);
         return clipped;
     }

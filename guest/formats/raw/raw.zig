@@ -60,6 +60,8 @@ fn info(context: image.Context, device: block.Device, _: image.Sink, report: *me
 pub const Flat = struct {
     device: block.Device,
     virtual_size: u64,
+    /// Whether the format calls all of it data, holes included.
+    holes_are_data: bool = false,
     extents: [batch]block.Extent = undefined,
     known: usize = 0,
     next: usize = 0,
@@ -70,13 +72,20 @@ pub const Flat = struct {
     pub fn segmentAt(opaque_self: *anyopaque, start: u64) block.Error!image.Segment {
         const self: *Flat = @ptrCast(@alignCast(opaque_self));
         const end = @min(self.virtual_size, self.device.length);
-        if (start >= end) return .{ .start = start, .length = self.virtual_size - start, .kind = .zero };
+        if (start >= end) return .{
+            .start = start,
+            .length = self.virtual_size - start,
+            .kind = .zero,
+            .hole = self.holes_are_data,
+            .offset = start,
+        };
         const extent = try self.extentAt(start, end);
         // block_status answers no further than asked; what it answers is clipped all the same.
         return .{
             .start = start,
             .length = @min(extent.length - (start - extent.offset), self.virtual_size - start),
             .kind = if (extent.isData()) .data else .zero,
+            .hole = self.holes_are_data and !extent.isData(),
             .offset = start,
         };
     }

@@ -13,6 +13,7 @@ const footers = @import("footer.zig");
 pub const Segments = struct {
     table: dynamic.Table,
     virtual_size: u64,
+    differencing: bool,
     /// Not null on differencing disks (whose blocks have bitmaps): room for one of them.
     bitmap: ?[]u8,
     /// Block whose bitmap is loaded.
@@ -23,7 +24,7 @@ pub const Segments = struct {
         if (differencing and table.layout.bitmap_size > 0) {
             bitmap = context.allocator.alloc(u8, table.layout.bitmap_size) catch return error.NoMemory;
         }
-        return .{ .table = table, .virtual_size = virtual_size, .bitmap = bitmap };
+        return .{ .table = table, .virtual_size = virtual_size, .differencing = differencing, .bitmap = bitmap };
     }
 
     pub fn segmentAt(opaque_self: *anyopaque, start: u64) block.Error!image.Segment {
@@ -45,14 +46,15 @@ pub const Segments = struct {
         return .{ .start = start, .length = end - start, .kind = .data, .offset = data + (start - block_start) };
     }
 
-    /// All absent blocks from `start` on, so that an empty disk is few segments.
+    /// All absent blocks from `start` on, so that an empty disk is few segments.  A differencing disk leaves them to its
+    /// parent; in a dynamic one they are zero.
     fn absentRun(self: *Segments, start: u64, first: u32) block.Error!image.Segment {
         const block_size = self.table.layout.block_size;
         const blocks: u32 = @intCast(std.math.divCeil(u64, self.virtual_size, block_size) catch unreachable);
         var index = first + 1;
         while (index < blocks and try self.table.entry(index) == dynamic.absent) index += 1;
         const end = @min(@as(u64, index) * block_size, self.virtual_size);
-        return .{ .start = start, .length = end - start, .kind = .unallocated };
+        return .{ .start = start, .length = end - start, .kind = if (self.differencing) .unallocated else .zero };
     }
 
     fn loadBitmap(self: *Segments, index: u32, value: u32, bitmap: []u8) block.Error!void {

@@ -117,11 +117,11 @@ test "a dynamic disk: blocks, holes, and nothing past the virtual size" {
     const opened = try case.open();
     try testing.expectEqual(@as(u64, 1_079_296), opened.virtual_size);
     try testing.expect(!opened.has_backing);
-    try expectSegment(opened, 0, 4096, .unallocated, null);
+    try expectSegment(opened, 0, 4096, .zero, null);
     try expectSegment(opened, 4096, 4096, .data, Builder.first_block + 512);
     try expectSegment(opened, 5000, 3192, .data, Builder.first_block + 512 + 904);
     try expectSegment(opened, 12288, 4096, .data, Builder.first_block + 512 + 4096 + 512);
-    try expectSegment(opened, 16384, 1_079_296 - 16384, .unallocated, null);
+    try expectSegment(opened, 16384, 1_079_296 - 16384, .zero, null);
 }
 
 test "a block that reaches past the virtual size is cut there" {
@@ -219,10 +219,10 @@ test "a table larger than its window" {
     const opened = try case.open();
     // Blocks as small as a sector have no bitmap.
     try expectSegment(opened, 0, 512, .data, first * 512);
-    try expectSegment(opened, 512, 131_070 * 512, .unallocated, null);
+    try expectSegment(opened, 512, 131_070 * 512, .zero, null);
     try expectSegment(opened, 131_072 * 512, 512, .data, (first + 2) * 512);
     try expectSegment(opened, 131_071 * 512, 512, .data, (first + 1) * 512);
-    try expectSegment(opened, 131_073 * 512, 8_926 * 512, .unallocated, null);
+    try expectSegment(opened, 131_073 * 512, 8_926 * 512, .zero, null);
     try expectSegment(opened, 139_999 * 512, 512, .data, (first + 3) * 512);
 }
 

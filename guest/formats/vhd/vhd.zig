@@ -135,7 +135,7 @@ pub fn open(context: image.Context, device: block.Device) block.Error!image.Imag
         };
     }
     const flat = context.allocator.create(Flat) catch return error.NoMemory;
-    flat.* = .{ .device = device, .virtual_size = vhd.virtual_size };
+    flat.* = .{ .device = device, .virtual_size = vhd.virtual_size, .holes_are_data = true };
     return .{ .driver = driver.name, .virtual_size = vhd.virtual_size, .context = flat, .segment_at = Flat.segmentAt };
 }
 

@@ -24,7 +24,7 @@ def _built(name: str) -> Built:
     return next(base for base in BASES if base.name == name).build()
 
 
-def _cuts(base: Base) -> list[int]:
+def cuts(base: Base) -> list[int]:
     """Lengths around the beginning, the middle and the end of every structure."""
     built = _built(base.name)
     lengths = {0, 1, 4, 511, 512, 513, len(built.data) - 1, len(built.data) + 1}
@@ -46,7 +46,7 @@ def test_whole(base: Base, ours: Ours, tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.name)
 def test_cut(base: Base, ours: Ours, tmp_path: Path) -> None:
     data = _built(base.name).data
-    for length in _cuts(base):
+    for length in cuts(base):
         path = tmp_path / f"cut-{length}"
         path.write_bytes(data[:length].ljust(length, b"\0"))
         survives(ours, path, base.driver)
