@@ -140,7 +140,14 @@ fn grow(context: formats.image.Context, words: []const [:0]const u8, out: *std.I
     var device = file.device();
     const planned = try formats.vmdk_grow.resize(context, device, &.{ .size = arguments.size orelse return error.Usage });
     const done = planned.steps[0..@min(arguments.stop, planned.steps.len)];
-    try formats.steps.execute(done, &device);
+    // One by one: what is cut off here is not what the operation would send together.
+    for (done) |step| {
+        if (step == .write) {
+            try device.write(step.write.offset, step.write.bytes);
+        } else if (step == .zero) {
+            try device.writeZeroes(step.zero.offset, step.zero.length);
+        } else if (step == .length) try device.setLength(step.length);
+    }
     try out.print("{f}\n", .{std.json.fmt(.{
         .old_size = planned.old_size,
         .new_size = planned.new_size,

@@ -86,7 +86,6 @@ def test_more_files_than_devices(further: int, tmp_path: Path) -> None:
 def test_a_link_is_followed_to_where_it_leads(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
-    (there / "real.vmdk").touch()
     (tmp_path / "link").symlink_to("there/real.vmdk")
     guest = Guest(b"real-flat.vmdk")
     create(Session(guest), str(tmp_path / "link"), "vmdk", size=512, follow_symlinks=True)

@@ -64,6 +64,19 @@ def _further_names(files: Sequence[CreateFile], target: bytes) -> list[bytes]:
     return [file.name for file in files]
 
 
+def _beside(first: OutputFile, name: bytes) -> str:
+    """The path of a further file.
+
+    :raises FileError: a link would lead away from the directory; it is followed where the caller named it, not here.
+    """
+    path = os.path.join(first.directory, os.fsdecode(name))
+    if os.path.islink(path):
+        raise FileError(
+            f"Could not create '{printable(path)}': it is a symbolic link, and this name is not the caller's", file=path
+        )
+    return path
+
+
 def write_outputs(
     session: Session,
     request: CreateRequest,
@@ -90,7 +103,7 @@ def write_outputs(
         return answer
     first = outputs[0]
     names = _further_names(named, os.fsencode(first.name))
-    outputs.extend(open_output(os.path.join(first.directory, os.fsdecode(name))) for name in names)
+    outputs.extend(open_output(_beside(first, name)) for name in names)
     fields = request.as_fields()
     room = MAX_DEVICES if backing is None else MAX_DEVICES - 1
     for start in range(0, len(outputs), room):
