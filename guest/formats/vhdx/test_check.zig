@@ -88,3 +88,26 @@ test "the parent is the one that the child was made of" {
     try expectFound("{00112233-4455-6677-8899-aabbccddeeff}", "no VHDX at all", 1, "is no VHDX");
     try expectFound("(00112233-4455-6677-8899-aabbccddeeff)", null, 1, "is no GUID in braces");
 }
+
+test "the parent's places are alternatives of one reference" {
+    const builder = try child("{00112233-4455-6677-8899-aabbccddeeff}");
+    defer builder.deinit();
+    var case: Case = try .init(builder);
+    defer case.deinit();
+    var collector: Collector = .{};
+    const references = @import("vhdx.zig").driver.references.?;
+    try references(case.context(), case.memory.device(), .{ .context = &collector, .deliver = Collector.deliver });
+    const said = collector.buffer[0..collector.length];
+    for ([_][]const u8{ "info-reference", "parent", "relative_path", "vhdx" }) |word| {
+        try testing.expect(std.mem.indexOf(u8, said, word) != null);
+    }
+    try testing.expectEqual(1, std.mem.count(u8, said, "info-reference"));
+
+    const without: Builder = try .init(.{});
+    defer without.deinit();
+    var plain: Case = try .init(without);
+    defer plain.deinit();
+    collector.length = 0;
+    try references(plain.context(), plain.memory.device(), .{ .context = &collector, .deliver = Collector.deliver });
+    try testing.expectEqual(0, collector.length);
+}
