@@ -133,6 +133,7 @@ test "an operation has its own functions and no others" {
 test {
     _ = qcow2;
     _ = steps;
+    _ = @import("resizing.zig");
     _ = @import("text.zig");
     _ = @import("detect.zig");
     _ = @import("recognised.zig");

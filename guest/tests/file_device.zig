@@ -8,11 +8,12 @@ pub const FileDevice = struct {
     fd: i32,
     read_only: bool,
 
-    /// Open, or create, a file.
-    pub fn open(path: [:0]const u8, mode: enum { read, create }) error{OpenFailed}!FileDevice {
+    /// Open a file for reading, create one, or open one to change it.
+    pub fn open(path: [:0]const u8, mode: enum { read, create, update }) error{OpenFailed}!FileDevice {
         const flags: linux.O = switch (mode) {
             .read => .{ .CLOEXEC = true },
             .create => .{ .CLOEXEC = true, .ACCMODE = .RDWR, .CREAT = true, .TRUNC = true },
+            .update => .{ .CLOEXEC = true, .ACCMODE = .RDWR },
         };
         const fd = linux.open(path, flags, 0o644);
         if (linux.errno(fd) != .SUCCESS) return error.OpenFailed;
@@ -73,8 +74,14 @@ pub const FileDevice = struct {
         for (writes) |one| try write(context, one.offset, one.bytes);
     }
 
-    fn writeZeroes(_: *anyopaque, _: u64, _: u64) block.DeviceError!void {
-        return error.Unsupported;
+    fn writeZeroes(context: *anyopaque, offset: u64, length: u64) block.DeviceError!void {
+        const zeroes: [4096]u8 = @splat(0);
+        var done: u64 = 0;
+        while (done < length) {
+            const step: usize = @intCast(@min(zeroes.len, length - done));
+            try write(context, offset + done, zeroes[0..step]);
+            done += step;
+        }
     }
 
     fn flush(_: *anyopaque) block.DeviceError!void {}

@@ -2,8 +2,9 @@
 //!
 //!     plan_tool measure TARGET (size=N | file=PATH [format=NAME]) [option=value ...]
 //!     plan_tool create FORMAT PATH size=N [unix-time=N] [option=value ...]
+//!     plan_tool resize FORMAT PATH size=N [steps=N]
 //!
-//! Prints one line of JSON.  Options are the fields of `create-options` with underscores.
+//! `resize` carries out the first so many steps of its plan, or all.  Prints one line of JSON.  Options are the fields of `create-options` with underscores.
 
 const std = @import("std");
 const block = @import("block");
@@ -20,6 +21,7 @@ const Arguments = struct {
     data: ?[:0]const u8 = null,
     format: ?[]const u8 = null,
     unix_time: u64 = 0,
+    steps: ?u64 = null,
 
     fn parse(words: []const [:0]const u8) !Arguments {
         var parsed: Arguments = .{};
@@ -37,6 +39,8 @@ const Arguments = struct {
                 parsed.format = value;
             } else if (std.mem.eql(u8, name, "unix-time")) {
                 parsed.unix_time = try std.fmt.parseInt(u64, value, 10);
+            } else if (std.mem.eql(u8, name, "steps")) {
+                parsed.steps = try std.fmt.parseInt(u64, value, 10);
             } else try setOption(&parsed.options, name, value);
         }
         return parsed;
@@ -67,6 +71,8 @@ pub fn main(init: std.process.Init) !void {
     var out: std.Io.Writer = .fixed(&buffer);
     const answer: anyerror!void = if (std.mem.eql(u8, words[1], "measure"))
         measure(context, words[2..], &out)
+    else if (std.mem.eql(u8, words[1], "resize"))
+        resize(context, words[2..], &out)
     else
         create(context, words[2..], &out);
     answer catch |failure| switch (failure) {
@@ -114,4 +120,16 @@ fn create(context: formats.image.Context, words: []const [:0]const u8, out: *std
         .cluster_size = planned.cluster_size,
         .options = planned.options,
     }, .{})});
+}
+
+fn resize(context: formats.image.Context, words: []const [:0]const u8, out: *std.Io.Writer) !void {
+    const arguments: Arguments = try .parse(words[2..]);
+    const driver = try formats.Registry(.resize).byName(context, words[0]);
+    const plan = driver.resize orelse return formats.refuse(context, driver.name, .resize);
+    var file: FileDevice = try .open(words[1], .update);
+    var device = file.device();
+    const planned = try plan(context, device, &.{ .size = arguments.size orelse return error.Usage });
+    const count: usize = @intCast(@min(planned.steps.len, arguments.steps orelse planned.steps.len));
+    try formats.steps.execute(planned.steps[0..count], &device);
+    try out.print("{f}\n", .{std.json.fmt(.{ .steps = planned.steps.len, .old_size = planned.old_size, .new_size = planned.new_size }, .{})});
 }

@@ -27,6 +27,7 @@ pub const driver: image.Driver = .{
     .check = @import("check.zig").check,
     .references = references,
     .identity = identity,
+    .resize = @import("grow.zig").resize,
 };
 
 fn probe(p: *const image.Probe) u8 {
@@ -170,4 +171,5 @@ test {
     _ = @import("test_vhdx.zig");
     _ = @import("test_log.zig");
     _ = @import("test_check.zig");
+    _ = @import("test_grow.zig");
 }
