@@ -43,12 +43,13 @@ pub fn Registry(comptime purpose: Purpose) type {
             var kept: [all.len]image.Driver = undefined;
             for (all, 0..) |driver, i| {
                 kept[i] = driver;
-                if (purpose != .info and purpose != .measure and purpose != .map and purpose != .create) kept[i].open = null;
+                if (purpose != .info and purpose != .measure and purpose != .map and (purpose != .create or driver.size != null)) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;
                 if (purpose != .create) kept[i].identity = null;
+                if (purpose != .create) kept[i].size = null;
             }
             const frozen = kept;
             break :blk &frozen;

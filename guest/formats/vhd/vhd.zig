@@ -20,6 +20,7 @@ pub const driver: image.Driver = .{
     .open = open,
     .info = @import("info.zig").info,
     .check = @import("check.zig").check,
+    .size = size,
     .identity = identity,
 };
 
@@ -27,6 +28,10 @@ pub const driver: image.Driver = .{
 fn probe(p: *const image.Probe) u8 {
     if (detect.holds(p.head, 0, footers.cookie)) return detect.score.magic;
     return if (footers.inTail(p)) detect.score.trailer else detect.score.none;
+}
+
+fn size(context: image.Context, device: block.Device) block.Error!u64 {
+    return (try load(context, device)).virtual_size;
 }
 
 fn identity(context: image.Context, device: block.Device) block.Error!image.Identity {

@@ -26,6 +26,7 @@ pub const driver: image.Driver = .{
     .info = @import("info.zig").info,
     .check = @import("check.zig").check,
     .references = references,
+    .size = size,
     .identity = identity,
     .resize = @import("grow.zig").resize,
 };
@@ -146,6 +147,10 @@ pub fn open(context: image.Context, device: block.Device) block.Error!image.Imag
         .segment_at = Opened.segmentAt,
         .read = if (vhdx.replayed.patched != null) Opened.read else null,
     };
+}
+
+fn size(context: image.Context, device: block.Device) block.Error!u64 {
+    return (try load(context, device)).metadata.virtual_size;
 }
 
 /// What children name this disk by.
