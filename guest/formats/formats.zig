@@ -56,13 +56,14 @@ pub fn Registry(comptime purpose: Purpose) type {
             var kept: [all.len]image.Driver = undefined;
             for (all, 0..) |driver, i| {
                 kept[i] = driver;
-                if (purpose == .resize or purpose == .references) kept[i].open = null;
+                if (purpose == .resize or purpose == .references or (purpose == .create and driver.size != null)) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
                 if (purpose != .info) kept[i].read = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;
                 if (purpose != .create) kept[i].identity = null;
+                if (purpose != .create) kept[i].size = null;
             }
             const frozen = kept;
             break :blk &frozen;
@@ -153,6 +154,7 @@ test {
     _ = qcow2;
     _ = steps;
     _ = extents;
+    _ = @import("resizing.zig");
     _ = @import("text.zig");
     _ = @import("detect.zig");
     _ = @import("recognised.zig");

@@ -210,6 +210,8 @@ pub const Driver = struct {
     info: ?*const fn (context: Context, device: block.Device, sink: Sink, report: *messages.Info) block.Error!void = null,
     /// Emit an `info-reference` for each file that the image names, with `index`; `info` says the same.
     references: ?*const fn (context: Context, device: block.Device, sink: Sink) block.Error!void = null,
+    /// Virtual size in bytes, after the checks of `open` but without the code of segments; null: `open` says it.
+    size: ?*const fn (context: Context, device: block.Device) block.Error!u64 = null,
     /// What an overlay on this image writes down of it.
     identity: ?*const fn (context: Context, device: block.Device) block.Error!Identity = null,
     /// Plan another virtual size, in bytes, of the image on `device`; reads and never writes.

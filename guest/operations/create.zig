@@ -99,14 +99,17 @@ fn parent(run: *sdk.Run, request: messages.CreateRequest, given: ?[]const u8) sd
         return run.diagnostic.refuse(.invalid_option, .{ .format = found.name }, "Backing file specified without backing format (detected format of {s})", .{found.name});
     };
     const driver = try registry.byName(context, stated);
-    const open = driver.open orelse
+    const size = if (driver.size) |sizeOf|
+        try sizeOf(context, device)
+    else if (driver.open) |open|
+        (try open(context, device)).virtual_size
+    else
         return run.diagnostic.refuse(.unsupported, .{ .format = driver.name }, "{s}: recognised, but this version cannot open it as a backing file", .{driver.name});
-    const image = try open(context, device);
     const identity = if (driver.identity) |identify| try identify(context, device) else null;
     run.diagnostic.device = null;
     return .{
         .format = driver.name,
-        .virtual_size = image.virtual_size,
+        .virtual_size = size,
         .identity = identity,
         .unix_time = request.backing_time orelse 0,
     };

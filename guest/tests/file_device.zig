@@ -8,12 +8,12 @@ pub const FileDevice = struct {
     fd: i32,
     read_only: bool,
 
-    /// Open, or create, a file.
-    pub fn open(path: [:0]const u8, mode: enum { read, change, create }) error{OpenFailed}!FileDevice {
+    /// Open a file for reading, create one, or open one to change it.
+    pub fn open(path: [:0]const u8, mode: enum { read, create, update }) error{OpenFailed}!FileDevice {
         const flags: linux.O = switch (mode) {
             .read => .{ .CLOEXEC = true },
-            .change => .{ .CLOEXEC = true, .ACCMODE = .RDWR },
             .create => .{ .CLOEXEC = true, .ACCMODE = .RDWR, .CREAT = true, .TRUNC = true },
+            .update => .{ .CLOEXEC = true, .ACCMODE = .RDWR },
         };
         const fd = linux.open(path, flags, 0o644);
         if (linux.errno(fd) != .SUCCESS) return error.OpenFailed;

@@ -3,10 +3,10 @@
 //!
 //!     plan_tool measure TARGET (size=N | file=PATH [format=NAME]) [option=value ...]
 //!     plan_tool create FORMAT PATH size=N [unix-time=N] [random=N] [parent-cid=N] [option=value ...]
-//!     plan_tool grow-vmdk PATH size=N [stop=N]
+//!     plan_tool resize FORMAT PATH size=N [steps=N]
 //!
 //! Prints one line of JSON.  Options are the fields of `create-options` with underscores.  `random` is the first word of
-//! the entropy, little endian; further files lie beside PATH.  `stop` carries out so many steps only.
+//! the entropy, little endian; further files lie beside PATH.  `resize` carries out the first so many steps of its plan, or all.
 
 const std = @import("std");
 const block = @import("block");
@@ -25,7 +25,7 @@ const Arguments = struct {
     unix_time: u64 = 0,
     random: u32 = 0,
     parent_cid: ?u32 = null,
-    stop: usize = std.math.maxInt(usize),
+    steps: ?u64 = null,
 
     fn parse(words: []const [:0]const u8) !Arguments {
         var parsed: Arguments = .{};
@@ -47,8 +47,8 @@ const Arguments = struct {
                 parsed.random = try std.fmt.parseInt(u32, value, 10);
             } else if (std.mem.eql(u8, name, "parent-cid")) {
                 parsed.parent_cid = try std.fmt.parseInt(u32, value, 10);
-            } else if (std.mem.eql(u8, name, "stop")) {
-                parsed.stop = try std.fmt.parseInt(usize, value, 10);
+            } else if (std.mem.eql(u8, name, "steps")) {
+                parsed.steps = try std.fmt.parseInt(u64, value, 10);
             } else try setOption(&parsed.options, name, value);
         }
         return parsed;
@@ -79,8 +79,8 @@ pub fn main(init: std.process.Init) !void {
     var out: std.Io.Writer = .fixed(&buffer);
     const answer: anyerror!void = if (std.mem.eql(u8, words[1], "measure"))
         measure(context, words[2..], &out)
-    else if (std.mem.eql(u8, words[1], "grow-vmdk"))
-        grow(context, words[2..], &out)
+    else if (std.mem.eql(u8, words[1], "resize"))
+        resize(context, words[2..], &out)
     else
         create(context, words[2..], &out);
     answer catch |failure| switch (failure) {
@@ -134,23 +134,14 @@ fn create(context: formats.image.Context, words: []const [:0]const u8, out: *std
     }, .{})});
 }
 
-fn grow(context: formats.image.Context, words: []const [:0]const u8, out: *std.Io.Writer) !void {
-    const arguments: Arguments = try .parse(words[1..]);
-    var file: FileDevice = try .open(words[0], .change);
+fn resize(context: formats.image.Context, words: []const [:0]const u8, out: *std.Io.Writer) !void {
+    const arguments: Arguments = try .parse(words[2..]);
+    const driver = try formats.Registry(.resize).byName(context, words[0]);
+    const plan = driver.resize orelse return formats.refuse(context, driver.name, .resize);
+    var file: FileDevice = try .open(words[1], .update);
     var device = file.device();
-    const planned = try formats.vmdk_grow.resize(context, device, &.{ .size = arguments.size orelse return error.Usage });
-    const done = planned.steps[0..@min(arguments.stop, planned.steps.len)];
-    // One by one: what is cut off here is not what the operation would send together.
-    for (done) |step| {
-        if (step == .write) {
-            try device.write(step.write.offset, step.write.bytes);
-        } else if (step == .zero) {
-            try device.writeZeroes(step.zero.offset, step.zero.length);
-        } else if (step == .length) try device.setLength(step.length);
-    }
-    try out.print("{f}\n", .{std.json.fmt(.{
-        .old_size = planned.old_size,
-        .new_size = planned.new_size,
-        .steps = planned.steps.len,
-    }, .{})});
+    const planned = try plan(context, device, &.{ .size = arguments.size orelse return error.Usage });
+    const count: usize = @intCast(@min(planned.steps.len, arguments.steps orelse planned.steps.len));
+    try formats.steps.execute(planned.steps[0..count], &device, context.allocator, null);
+    try out.print("{f}\n", .{std.json.fmt(.{ .steps = planned.steps.len, .old_size = planned.old_size, .new_size = planned.new_size }, .{})});
 }

@@ -160,6 +160,22 @@ def test_measured_is_converted(seed: int, tool: Path, tmp_path: Path) -> None:
         assert full == made.stat().st_size, f"{size} {options}"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_measured_vhd_is_converted(seed: int, tool: Path, tmp_path: Path) -> None:
+    """The same for VHD."""
+    rng = random.Random(SEED + 350 + seed)
+    image, made = tmp_path / "image", tmp_path / "made"
+    for _ in range(6):
+        size = int(2 ** rng.uniform(9, 26)) & ~511
+        source(image, size, rng)
+        options = rng.choice(("", "subformat=dynamic", "subformat=fixed", "force_size=on"))
+        make("convert", "-f", "raw", "-O", "vpc", *spelled(options), str(image), str(made))
+        answer = ask(tool, "measure", "vpc", f"file={image}", "format=raw", *words(options))
+        assert answer.get("required") == made.stat().st_size, f"{size} {options}"
+        qemu_io(made, "vpc", f"write -q -P 7 0 {answer['virtual_size']}")
+        assert answer["fully_allocated"] == made.stat().st_size, f"{size} {options}"
+
+
 def test_stored_zeroes_are_the_bound(tool: Path, tmp_path: Path) -> None:
     """What a conversion leaves out: blocks whose stored data is nothing but zeroes."""
     image, made = tmp_path / "image", tmp_path / "made"

@@ -265,10 +265,10 @@ class TestGrow:
     def test_every_prefix(self, size: int, new: int, options: str, tool: Path, tmp_path: Path) -> None:
         image, raw = self.build(tmp_path, size, options)
         before = image.read_bytes()
-        total = ask(tool, "grow-vmdk", str(image), f"size={new}")["steps"]
+        total = ask(tool, "resize", "vmdk", str(image), f"size={new}")["steps"]
         for stop in range(total + 1):
             image.write_bytes(before)
-            ask(tool, "grow-vmdk", str(image), f"size={new}", f"stop={stop}")
+            ask(tool, "resize", "vmdk", str(image), f"size={new}", f"steps={stop}")
             found = qemu_img("info", "--output=json", str(image)).json
             assert found["virtual-size"] in (size, new)
             assert qemu_img("check", str(image)).rc == 0
@@ -288,7 +288,7 @@ class TestGrow:
         make("create", "-q", "-f", "vmdk", "-o", f"subformat={subformat}", str(tmp_path / "a.vmdk"), "1M")
         for path in tmp_path.iterdir():
             before = path.read_bytes()
-            assert ask(tool, "grow-vmdk", str(path), "size=2097152")["code"] == "unsupported"
+            assert ask(tool, "resize", "vmdk", str(path), "size=2097152")["code"] == "unsupported"
             assert path.read_bytes() == before
 
     def test_an_overlay_is_refused(self, tool: Path, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ class TestGrow:
             "1M",
             cwd=tmp_path,
         )
-        assert ask(tool, "grow-vmdk", str(tmp_path / "top.vmdk"), "size=2097152")["code"] == "needs_reference"
+        assert ask(tool, "resize", "vmdk", str(tmp_path / "top.vmdk"), "size=2097152")["code"] == "needs_reference"
 
 
 def without_identifier(answer: dict[str, Any]) -> dict[str, Any]:

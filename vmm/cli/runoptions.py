@@ -78,7 +78,7 @@ BY_OPERATION = {
     ),
     "measure": (
         _FORMAT,
-        Option("target", ("-O", "--target-format"), "FMT", "target format: raw (default), qcow2 or vpc"),
+        Option("target", ("-O", "--target-format"), "FMT", "target format: raw (default), qcow2, vpc or vhdx"),
         Option("size", ("--size", "-s"), "SIZE", "measure an empty disk instead of FILE"),
         _OPTIONS,
         *_CHAIN,

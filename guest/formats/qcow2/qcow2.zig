@@ -1,6 +1,7 @@
 //! qcow2 (QEMU docs/interop/qcow2.txt), versions 2 and 3: the driver and the parts that other formats' code may use.
 
 const std = @import("std");
+const block = @import("block");
 const image = @import("../image.zig");
 
 pub const header = @import("header.zig");
@@ -13,11 +14,17 @@ pub const driver: image.Driver = .{
     .name = "qcow2",
     .probe = probe,
     .open = segments.openImage,
+    .size = size,
     .info = @import("info.zig").run,
     .references = @import("references.zig").run,
     .check = @import("check.zig").run,
     .resize = @import("resize.zig").resize,
 };
+
+fn size(context: image.Context, device: block.Device) block.Error!u64 {
+    const opened = try open.Opened.open(context, device, .content);
+    return opened.header.virtualSize();
+}
 
 /// The magic with version 2 or anything newer; version 1 is the older format qcow.
 fn probe(p: *const image.Probe) u8 {

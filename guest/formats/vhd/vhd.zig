@@ -21,6 +21,7 @@ pub const driver: image.Driver = .{
     .info = @import("info.zig").info,
     .references = @import("references.zig").run,
     .check = @import("check.zig").check,
+    .size = size,
     .identity = identity,
     .resize = @import("resize.zig").resize,
 };
@@ -29,6 +30,10 @@ pub const driver: image.Driver = .{
 fn probe(p: *const image.Probe) u8 {
     if (detect.holds(p.head, 0, footers.cookie)) return detect.score.magic;
     return if (footers.inTail(p)) detect.score.trailer else detect.score.none;
+}
+
+fn size(context: image.Context, device: block.Device) block.Error!u64 {
+    return (try load(context, device)).virtual_size;
 }
 
 fn identity(context: image.Context, device: block.Device) block.Error!image.Identity {

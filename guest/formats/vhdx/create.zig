@@ -54,7 +54,7 @@ fn planLaidOut(context: image.Context, layout: layouts.Layout, size: u64, option
     };
 }
 
-fn append(out: *std.ArrayList(plans.Region), allocator: std.mem.Allocator, offset: u64, bytes: []const u8) error{OutOfMemory}!void {
+noinline fn append(out: *std.ArrayList(plans.Region), allocator: std.mem.Allocator, offset: u64, bytes: []const u8) error{OutOfMemory}!void {
     const kept = try allocator.dupe(u8, bytes);
     try out.append(allocator, .{ .offset = offset, .length = kept.len, .content = .{ .bytes = kept } });
 }
@@ -92,7 +92,7 @@ fn linkOf(seed: target.Seed) fields.Guid {
 }
 
 /// The fields of header `number`; the second one is newer.
-fn header(layout: layouts.Layout, seed: target.Seed, number: usize) [fields.header.end]u8 {
+noinline fn header(layout: layouts.Layout, seed: target.Seed, number: usize) [fields.header.end]u8 {
     const at = fields.header;
     var bytes: [at.end]u8 = @splat(0);
     @memcpy(bytes[0..4], vhdx.header_signature);

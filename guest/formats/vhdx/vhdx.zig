@@ -26,7 +26,9 @@ pub const driver: image.Driver = .{
     .info = @import("info.zig").info,
     .check = @import("check.zig").check,
     .references = references,
+    .size = size,
     .identity = identity,
+    .resize = @import("grow.zig").resize,
 };
 
 fn probe(p: *const image.Probe) u8 {
@@ -147,6 +149,10 @@ pub fn open(context: image.Context, device: block.Device) block.Error!image.Imag
     };
 }
 
+fn size(context: image.Context, device: block.Device) block.Error!u64 {
+    return (try load(context, device)).metadata.virtual_size;
+}
+
 /// What children name this disk by.
 fn identity(context: image.Context, device: block.Device) block.Error!image.Identity {
     var headers: Headers = try .read(context, device);
@@ -170,4 +176,5 @@ test {
     _ = @import("test_vhdx.zig");
     _ = @import("test_log.zig");
     _ = @import("test_check.zig");
+    _ = @import("test_grow.zig");
 }

@@ -25,6 +25,7 @@ pub const driver: image.Driver = .{
     .info = @import("info.zig").info,
     .check = @import("check.zig").check,
     .references = references,
+    .size = sizeOf,
     .identity = identify,
     .resize = @import("grow.zig").resize,
 };
@@ -96,6 +97,10 @@ fn printable(context: image.Context, name: []const u8) block.Error![]const u8 {
         byte.* = '?';
     };
     return copy;
+}
+
+fn sizeOf(context: image.Context, device: block.Device) block.Error!u64 {
+    return (try load(context, device)).virtual_size;
 }
 
 /// What children name this disk by.
