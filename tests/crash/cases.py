@@ -133,6 +133,7 @@ QCOW2 = tuple(
         ("qcow2-grow-in-place", _qcow2(M, (0, 100 * K), (M - 512, 512)), 2 * M, ()),
         ("qcow2-grow-l1", _qcow2(M, (0, 20 * K), (M - 512, 512), options=_SMALL), 4 * M, ()),
         ("qcow2-grow-refcounts", _qcow2(64 * K, (0, 60 * K), options=_SMALL), 40 * M, ()),
+        ("qcow2-grow-whole-blocks", _qcow2(16 * M, (0, 60 * K), options=_SMALL), 512 * M, ()),
         ("qcow2-grow-metadata", _qcow2(100 * K, (0, 7 * K), options=_SMALL), 300 * K, ("metadata",)),
         ("qcow2-grow-full", _qcow2(20 * K, (0, 7 * K), options="cluster_size=1k"), 50 * K, ("full",)),
         ("qcow2-grow-1-bit", _qcow2(64 * K, (0, 60 * K), options=_SMALL + ",refcount_bits=1"), 4 * M, ("metadata",)),
