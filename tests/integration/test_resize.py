@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -237,7 +238,7 @@ def resized(machine: vmm.Machine, path: Path, size: str, shrink: bool) -> bool:
     ],
 )
 def test_a_machine_that_stops(
-    options: dict[str, str | int], size: str, shrink: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], size: str, shrink: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each change of the file: consistent, with the old size or the new one."""
     monkeypatch.setattr("vmm.devices.bus.FileBackend", Stopping)
