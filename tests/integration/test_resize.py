@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -261,3 +262,37 @@ def test_a_machine_that_stops(
         assert machine.info(path).virtual_size != 1 << 20
     assert len(sizes) == 2
     assert last > 2
+
+
+EDGES = (0, 1, 511, 512, 513, 65536, 2**31, 2**32, 2**51, 2**61, 2**63 - 2**30, 2**63 - 1, 2**63, 2**64 - 1)
+
+
+@pytest.mark.parametrize(
+    ("driver", "options"),
+    [("raw", {}), ("qcow2", {}), ("qcow2", {"cluster_size": 512}), ("vpc", {}), ("vpc", {"subformat": "fixed"})],
+)
+def test_any_size(driver: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """From 0 to 2^64-1, absolute and relative: done or refused, and the image is what it says."""
+    path = tmp_path / "image"
+    rng = random.Random(4)
+    done = 0
+    with vmm.Machine(runner=MachineRunner(warm=True), limits=vmm.Limits(max_write=8 << 20)) as machine:
+        for number in range(80):
+            size = EDGES[number % len(EDGES)] if number < 2 * len(EDGES) else rng.getrandbits(64) >> rng.randrange(64)
+            sign = rng.choice(("", "+", "-"))
+            machine.create(path, driver, "1M", **options)
+            before = machine.info(path, format=driver).virtual_size
+            try:
+                report = machine.resize(path, f"{sign}{size}", format=driver, shrink=True)
+            except (vmm.RefusedError, vmm.LimitReachedError, vmm.FileError):
+                now = machine.info(path, format=driver).virtual_size
+                assert now == before, (sign, size)
+                continue
+            done += 1
+            assert report.old_size == before
+            assert machine.info(path, format=driver).virtual_size == report.virtual_size
+            asked = {"": size, "+": before + size, "-": before - size}[sign]
+            assert report.virtual_size >= asked > 0
+            if driver != "raw":
+                assert machine.check(path, format=driver).exit_status == 0
+    assert done > 5
