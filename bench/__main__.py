@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench import bare, contenders
 from bench.clock import Contender, race
+from bench.shrink import shrink
 
 #: Images a second of a warm machine against qemu-img processes, at least.
 AIM_WARM = 5.0
@@ -22,6 +23,8 @@ AIM_WARM = 5.0
 AIM_CLI = 2.5
 #: Closing the jail of a process that has been started, in milliseconds, at most.
 AIM_JAIL = 10.0
+#: qemu-img's shrinking of a qcow2 image of 512-byte clusters against ours, at least.
+AIM_SHRINK = 1.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,13 @@ def run(rounds: int) -> Result:
                     )
                 slower = median[f"pyvmm {sample.name}"] / median[f"qemu-img {sample.name}"]
                 ratios.append(Ratio("command line / qemu-img process", slower))
+        large, small, theirs = shrink(folder)
+        rows.append(Row("pyvmm shrink by 1 GiB", large, large))
+        rows.append(Row("pyvmm shrink by 15 MiB", small, small))
+        if theirs is not None:
+            rows.append(Row("qemu-img shrink by 15 MiB", theirs, theirs))
+            gain = theirs / small
+            ratios.append(Ratio("qemu-img / pyvmm, shrink by 15 MiB", gain, f">= {AIM_SHRINK}", gain >= AIM_SHRINK))
     return Result(rows, ratios, costs)
 
 

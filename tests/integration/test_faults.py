@@ -69,7 +69,8 @@ def failed(done: Done, name: str, number: str | None, text: str, *, code: str = 
     assert name in error["message"]
     assert text in error["message"]
     if number is not None:
-        assert error["message"].endswith(f": {os.strerror(getattr(errno, number))}")
+        said = error["message"].removesuffix("; the image keeps its old content, and has its old size or the new one")
+        assert said.endswith(f": {os.strerror(getattr(errno, number))}")
     return error
 
 
@@ -122,6 +123,33 @@ WRITING: list[tuple[dict[str, Any], str, str]] = [
     ({"rename": fails("ENOSPC")}, "ENOSPC", "Could not create"),
     ({"rename": fails("EIO")}, "EIO", "Could not create"),
 ]
+
+
+#: The same of a file that is changed in place.
+RESIZING: list[tuple[dict[str, Any], str, str]] = [
+    ({"open": fails("EACCES")}, "EACCES", "Could not open"),
+    ({"open": fails("EROFS")}, "EROFS", "Could not open"),
+    ({"truncate": fails("EFBIG")}, "EFBIG", "making the file"),
+    ({"truncate": fails("ENOSPC")}, "ENOSPC", "making the file"),
+    ({"write": fails("EIO")}, "EIO", "writing at byte"),
+    ({"write": fails("ENOSPC", 65536 + 1)}, "ENOSPC", "writing at byte"),
+    ({"fsync": fails("EIO")}, "EIO", "flushing"),
+]
+
+
+@pytest.mark.parametrize(("rules", "number", "text"), RESIZING, ids=lambda value: "".join(value))
+def test_resizing(rules: dict[str, Any], number: str, text: str, stage: Stage, mounted: Faults, faults: Faults) -> None:
+    """Consistent afterwards, with the old size or the new one."""
+    words = ("-f", "qcow2", "-o", "cluster_size=512", "changed.qcow2", "1M")
+    assert stage.run("run", "create", *words, cwd=mounted.on).status == 0
+    faults.rules(**rules)
+    done = stage.run("run", "resize", "--output=json", "changed.qcow2", "1G", cwd=mounted.on)
+    failed(done, "changed.qcow2", number, text)
+    faults.rules()
+    assert stage.run("run", "check", "changed.qcow2", cwd=mounted.on).status in (0, 3)
+    assert stage.run("run", "resize", "changed.qcow2", "2G", cwd=mounted.on).status == 0
+    assert stage.run("run", "check", "changed.qcow2", cwd=mounted.on).status in (0, 3)
+    (stage.path(mounted.folder) / "changed.qcow2").unlink()
 
 
 @pytest.mark.parametrize("name", ["new", "disk.qcow2"])

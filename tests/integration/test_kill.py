@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import vmm
 from tests.integration.command import COMMAND, environment, family, has_vcpu, listing, wait_until
 from tests.integration.mounts import Stage
 
@@ -156,6 +157,57 @@ def marked(mark: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+#: What is resized, from which size to which; see RECIPES.
+RESIZES: tuple[tuple[list[str], list[str]], ...] = (
+    (["-f", "qcow2", "-o", "cluster_size=512"], ["1G"]),
+    (["-f", "qcow2", "-o", "cluster_size=512,preallocation=metadata"], ["--shrink", "1M"]),
+    (["-f", "qcow2"], ["--preallocation=full", "48M"]),
+    (["-f", "vpc"], ["700G"]),
+)
+
+
+@pytest.mark.parametrize("round_", range(ROUNDS // 3))
+def test_kill_resize(round_: int, tmp_path: Path) -> None:
+    """In place: the image opens, is consistent, and has its old size or the new one."""
+    made, words = RESIZES[round_ % len(RESIZES)]
+    name = list(VICTIMS)[(round_ // 2 + round_) % len(VICTIMS)]
+    image = tmp_path / "image"
+    with vmm.Machine() as machine:
+        subprocess.run([*COMMAND, "run", "create", "-q", *made, image, "16M"], check=True, timeout=60)
+        original = image.read_bytes()
+        sizes = [machine.info(image).virtual_size]
+        command = [*COMMAND, "run", "resize", *words[:-1], str(image), words[-1]]
+        started = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        seconds = time.monotonic() - started
+        sizes.append(machine.info(image).virtual_size)
+        image.write_bytes(original)
+        mark = f"{os.getpid()}-resize-{round_}"
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**environment(), MARK: mark},
+            start_new_session=True,
+        ) as process:
+            # The first half is the start of two interpreters.
+            time.sleep(seconds * (0.5 + 0.5 * ((round_ * 0.6180339887 + 0.31) % 1.0)))
+            VICTIMS[name].strike(process)
+            out, err = process.communicate(timeout=60)
+        wait_until(lambda: not marked(mark), f"left behind: {marked(mark)}")
+        statuses = VICTIMS[name].statuses
+        assert statuses is None or process.returncode in (0, *statuses), (process.returncode, out, err)
+        assert listing(tmp_path) == {"image"}
+        size = machine.info(image).virtual_size
+        assert size in (sizes[1:] if process.returncode == 0 else sizes)
+        # The copies of a VHD's footer are two sectors: between them is a moment.
+        fine = (0, 2, 3) if made[1] == "vpc" else (0, 3)
+        assert machine.check(image).exit_status in fine
+        # The lock went with the process.
+        if size == sizes[0]:
+            assert machine.resize(image, words[-1], shrink=True).virtual_size == sizes[1]
 
 
 @pytest.mark.parametrize("place", ["nameless", "named"])

@@ -79,6 +79,31 @@ def test_replay_of_create(pyvmm: Command, image: str) -> None:
     assert Path("run.pyvmm").read_bytes() == once
 
 
+RESIZE: dict[str, tuple[str, ...]] = {
+    "raw": ("-f", "raw", "image", "20M"),
+    "dynamic-vhd": ("image", "600G"),
+    "fixed-vhd": ("-f", "vpc", "--shrink", "image", "5M"),
+    "qcow2": ("image", "100T"),
+    "preallocated-qcow2": ("--shrink", "image", "-60M"),
+}
+
+
+@pytest.mark.parametrize("image", RESIZE)
+def test_replay_of_resize(pyvmm: Command, image: str) -> None:
+    """The bundle holds what the file was, as far as it was read."""
+    assert pyvmm("run", "create", *IMAGES[image]).status == 0
+    before = Path("image").read_bytes() if image == "preallocated-qcow2" else b""
+    assert pyvmm("run", "resize", "--record", "run.pyvmm", *RESIZE[image]).status == 0
+    os.unlink("image")
+    answer = pyvmm("replay", "run.pyvmm")
+    assert (answer.status, answer.err) == (0, "")
+    assert not os.path.exists("image")
+    assert os.path.getsize("run.pyvmm") < 128 << 10
+    if before:
+        Path("image").write_bytes(before)
+        assert pyvmm("run", "resize", *RESIZE[image]).status == 0
+
+
 def test_several_files_in_one_bundle(pyvmm: Command) -> None:
     for name in ("one", "two"):
         assert pyvmm("run", "create", "-f", "qcow2", name, "1M").status == 0

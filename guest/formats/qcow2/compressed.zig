@@ -1,5 +1,4 @@
-//! Compressed clusters: raw deflate, or zstd (QEMU docs/interop/qcow2.txt, "Compressed Clusters Descriptor",
-//! "Compression type").
+//! Compressed clusters, as far as they are raw deflate (QEMU docs/interop/qcow2.txt, "Compressed Clusters Descriptor").
 
 const std = @import("std");
 const block = @import("block");
@@ -12,16 +11,15 @@ const Header = header_zig.Header;
 
 /// Fill `out`, a cluster, with the bytes of the compressed cluster that the L2 entry `word` names.
 pub fn read(context: image.Context, device: block.Device, header: Header, word: u64, out: []u8) block.Error!void {
+    // The standard library's decoder keeps several blocks of 128 KiB on the stack, which is not so large.
+    if (header.compression != .zlib)
+        return template.refuse(context.diagnostic, .unsupported, "compressed cluster", "the last cluster of the disk is compressed with zstd, and only a part of it is inside the disk", template.none, template.none, template.none);
     const place = tables.compressedPlace(header, word);
     // Never more than twice a cluster and a sector: the entry has no room for a larger number.
     const bytes = context.allocator.alloc(u8, @intCast(place.length)) catch return open.noMemory(context, place.length);
     try device.readPadded(place.offset, bytes);
     var input: std.Io.Reader = .fixed(bytes);
-    const done = switch (header.compression) {
-        .zlib => inflate(context, &input, out),
-        .zstd => decompress(context, &input, out),
-    };
-    if (!try done)
+    if (!try inflate(context, &input, out))
         return template.refuse(context.diagnostic, .corrupt, "compressed cluster", "the compressed cluster at byte {offset} cannot be decompressed", place.offset, place.length, template.none);
 }
 
@@ -29,16 +27,6 @@ fn inflate(context: image.Context, input: *std.Io.Reader, out: []u8) block.Error
     const flate = std.compress.flate;
     const window = context.allocator.alloc(u8, flate.max_window_len) catch return open.noMemory(context, flate.max_window_len);
     var stream: flate.Decompress = .init(input, .raw, window);
-    stream.reader.readSliceAll(out) catch return false;
-    return true;
-}
-
-fn decompress(context: image.Context, input: *std.Io.Reader, out: []u8) block.Error!bool {
-    const zstd = std.compress.zstd;
-    // A window is not larger than the cluster that it is about; qemu compresses each on its own.
-    const window: u32 = @max(1 << 10, @as(u32, @intCast(out.len)));
-    const room = context.allocator.alloc(u8, window + zstd.block_size_max) catch return open.noMemory(context, window + zstd.block_size_max);
-    var stream: zstd.Decompress = .init(input, room, .{ .window_len = window, .verify_checksum = false });
     stream.reader.readSliceAll(out) catch return false;
     return true;
 }

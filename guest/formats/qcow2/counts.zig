@@ -33,6 +33,8 @@ const Block = struct {
     /// The bytes that changed: [low, high).
     low: u32 = std.math.maxInt(u32),
     high: u32 = 0,
+    /// A new one that counts 1 everywhere: it is not in memory, and not in the file yet.
+    full: bool = false,
     /// Its entry of the table is to become 0.
     dropped: bool = false,
 };
@@ -113,7 +115,7 @@ pub const Counts = struct {
         for (first..self.blocks.len) |index| {
             if (count == reads.len or (count > 0 and count * size >= ahead_bytes)) break;
             const offset = self.blockOffset(index);
-            if (offset == 0 or self.blocks[index].bytes != null) continue;
+            if (offset == 0 or self.blocks[index].bytes != null or self.blocks[index].full) continue;
             if (self.header.offsetInCluster(offset) != 0 or offset > header_zig.max_offset - size)
                 return refuse(self.context.diagnostic, .corrupt, "refcount block", "refcount block offset invalid: {value}", self.header.refcount_table_offset + index * 8, offset, none);
             const bytes = self.context.allocator.alloc(u8, size) catch return open.noMemory(self.context, size);
@@ -127,7 +129,9 @@ pub const Counts = struct {
     }
 
     pub fn get(self: *Counts, cluster: u64) block.Error!u64 {
-        const bytes = try self.load(cluster >> self.header.refcountBlockBits()) orelse return 0;
+        const index = cluster >> self.header.refcountBlockBits();
+        if (index < self.blocks.len and self.blocks[@intCast(index)].full) return 1;
+        const bytes = try self.load(index) orelse return 0;
         return refcount.get(self.header.refcount_order, bytes, @intCast(cluster & (self.perBlock() - 1)));
     }
 
@@ -148,11 +152,13 @@ pub const Counts = struct {
         return self.end;
     }
 
-    /// Give a reference to a cluster back.
+    /// Give a reference to a cluster back; not one that was taken.
     pub fn release(self: *Counts, cluster: u64) block.Error!void {
         const value = try self.get(cluster);
         if (value == 0)
             return refuse(self.context.diagnostic, .corrupt, "refcount block", "cluster at byte {offset} is in use, and its refcount is 0; repair the image first", cluster << self.header.cluster_bits, none, none);
+        if (cluster >= self.start and cluster < self.end)
+            return refuse(self.context.diagnostic, .corrupt, "refcount block", "cluster at byte {offset} behind the end of the file is in use", cluster << self.header.cluster_bits, none, none);
         self.put(cluster, value - 1);
         if (value == 1) try self.addFreed(cluster);
     }
@@ -263,6 +269,7 @@ pub const Counts = struct {
             const offset = place << self.header.cluster_bits;
             std.mem.writeInt(u64, self.table[index * 8 ..][0..8], offset, .big);
             if (high - low == self.perBlock()) {
+                self.blocks[index].full = true;
                 fresh.append(allocator, .{ .fill = .{ .offset = offset, .length = size, .content = .{ .pattern = refcount.ones(self.header.refcount_order) } } }) catch return error.NoMemory;
             } else {
                 const bytes = allocator.alloc(u8, size) catch return open.noMemory(self.context, size);
@@ -284,6 +291,7 @@ pub const Counts = struct {
         var index: usize = self.blocks.len;
         while (index > first) {
             index -= 1;
+            if (self.blocks[index].full) return ((@as(u64, index) + 1) << self.header.refcountBlockBits()) - 1;
             const bytes = try self.load(index) orelse continue;
             if (std.mem.allEqual(u8, bytes, 0)) continue;
             var at: u64 = self.perBlock();
