@@ -156,25 +156,39 @@ class Machine:
         qemu_version: str = DEFAULT_QEMU_VERSION,
         mapped_only: bool = False,
         on_extents: Callable[[tuple[Extent, ...]], None] | None = None,
+        picture: Path | None = None,
     ) -> MapReport:
         """Where the bytes of an image's disk are stored.  See :func:`vmm.operations.map.map_image`.
 
         :param start: byte of the disk to begin at, and ``length`` bytes at most; a number, or text such as ``10M``.
         :param on_extents: gets the extents as they come, some at a time, instead of the report.
+        :param picture: file to draw the map into, ``.png`` (needs the extra ``picture``) or ``.svg``; it appears whole
+            or not at all.
         """
-        from vmm.operations.map import map_image as run
+        from vmm.operations.map import map_image
 
-        return run(
-            self._session,
-            os.fsdecode(path),
-            format=format,
-            start=start,
-            length=length,
-            qemu_version=qemu_version,
-            mapped_only=mapped_only,
-            on_extents=on_extents,
-            follow_symlinks=self._follow,
-        )
+        def run(take: Callable[[tuple[Extent, ...]], None] | None) -> MapReport:
+            return map_image(
+                self._session,
+                os.fsdecode(path),
+                format=format,
+                start=start,
+                length=length,
+                qemu_version=qemu_version,
+                mapped_only=mapped_only,
+                on_extents=take,
+                follow_symlinks=self._follow,
+            )
+
+        if picture is None:
+            return run(on_extents)
+        from vmm.picture.picture import Picture
+
+        with Picture(os.fsdecode(picture), os.fsdecode(path), follow_symlinks=self._follow) as drawn:
+            report = run(drawn.before(on_extents))
+            drawn.add(report.extents)
+            drawn.finish(report)
+        return report
 
     def create(
         self,
@@ -324,6 +338,7 @@ def map_image(
     length: int | str | None = None,
     mapped_only: bool = False,
     on_extents: Callable[[tuple[Extent, ...]], None] | None = None,
+    picture: Path | None = None,
     timeout: float | None = None,
     limits: Limits | None = None,
 ) -> MapReport:
@@ -331,12 +346,19 @@ def map_image(
 
     :param start: byte of the disk to begin at, and ``length`` bytes at most; a number, or text such as ``10M``.
     :param on_extents: gets the extents as they come, some at a time, instead of the report.
+    :param picture: file to draw the map into, ``.png`` (needs the extra ``picture``) or ``.svg``.
     :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
         return machine.map(
-            path, format=format, start=start, length=length, mapped_only=mapped_only, on_extents=on_extents
+            path,
+            format=format,
+            start=start,
+            length=length,
+            mapped_only=mapped_only,
+            on_extents=on_extents,
+            picture=picture,
         )
 
 

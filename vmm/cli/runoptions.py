@@ -84,6 +84,7 @@ BY_OPERATION = {
         _FORMAT,
         Option("start", ("-s", "--start-offset"), "OFFSET", "byte of the disk to begin at (default: 0)"),
         Option("length", ("-l", "--max-length"), "LENGTH", "bytes to map at most (default: to the end)"),
+        Option("picture", ("--picture",), "PATH", "draw the map into a .png or .svg file"),
         _QEMU_VERSION,
         _IMAGE_OPTS,
         _OBJECT,
