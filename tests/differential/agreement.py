@@ -8,6 +8,7 @@ format that is given is the one that `--format NAME=FMT` names for a file, other
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -119,25 +120,27 @@ def _questions(path: Path, driver: str) -> Iterator[tuple[str, bool, list[str], 
         chain = ["--chain"] if any("--chain" in option.names for option in BY_OPERATION[words[0]]) else []
         for given in (True, False):
             common = [*words, *(["-f", driver] if given else []), "--output=json"]
-            yield command, given, [*common, str(path)], [*common, *chain, str(path)]
+            yield command, given, [*common, f"./{path.name}"], [*common, *chain, f"./{path.name}"]
 
 
 def compare(folder: Path, formats: dict[str, str] | None = None) -> Agreement:
     """Ask about every file below a folder."""
     result = Agreement()
     listed = _differences()
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    paths = sorted(path for path in folder.resolve().rglob("*") if path.is_file() and not path.is_symlink())
     with Ours() as ours:
         for path in paths:
-            name = path.relative_to(folder).as_posix()
+            name = path.relative_to(folder.resolve()).as_posix()
             driver = (formats or {}).get(name) or _format(ours, path)
             for command, given, theirs, mine in _questions(path, driver):
                 key = f"{command} {'with -f' if given else 'detected'}"
                 result.asked[key] += 1
-                oracle = qemu_img(*theirs)
-                started = time.monotonic()
-                answer = ours.run(*mine)
-                took = time.monotonic() - started
+                # From its folder: qemu-img looks there for a data file only when it stands there.
+                with contextlib.chdir(path.parent):
+                    oracle = qemu_img(*theirs)
+                    started = time.monotonic()
+                    answer = ours.run(*mine)
+                    took = time.monotonic() - started
                 if took > SLOW:
                     result.slow.append((name, key, took))
                 if oracle.timed_out:
@@ -145,7 +148,8 @@ def compare(folder: Path, formats: dict[str, str] | None = None) -> Agreement:
                 elif _same(oracle, answer):
                     result.agreed[key] += 1
                 else:
-                    entry = listed.get((name, command)) or listed.get((name, f"{command}_f" if given else command))
+                    # Where detection differs, so does everything that is detected.
+                    entry = listed.get((name, f"{command}_f" if given else "info")) or listed.get((name, command))
                     found = Disagreement(name, command, given, _short(oracle), _short(answer), entry)
                     result.disagreements.append(found)
     return result
