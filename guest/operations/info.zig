@@ -1,5 +1,6 @@
 //! `info`: what an image is, what it refers to, and what lies on its disk.
 
+const std = @import("std");
 const sdk = @import("sdk");
 const block = @import("block");
 const formats = @import("formats");
@@ -17,7 +18,11 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.InfoRequest);
     const device = try run.device(0);
     var context = run.context();
-    context.qemu_major = try run.qemuMajor(request.qemu_version);
+    if (request.qemu_version) |version| {
+        const major = block.search.until(version, '.');
+        context.qemu_major = std.fmt.parseInt(u16, major, 10) catch
+            return run.diagnostic.refuse(.invalid_option, .{}, "'{s}' is no qemu version", .{version[0..@min(version.len, 64)]});
+    }
 
     var probed: formats.detection.Probed = .{};
     try probed.read(device);

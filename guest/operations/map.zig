@@ -1,6 +1,8 @@
 //! map: where the bytes of the virtual disk lie.  Extents are sent as they are met, many in a message.
 
+const std = @import("std");
 const sdk = @import("sdk");
+const block = @import("block");
 const calltable = @import("calltable");
 const formats = @import("formats");
 const messages = @import("messages");
@@ -18,7 +20,11 @@ const Extent = formats.extents.Extent;
 pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.MapRequest);
     var context = run.context();
-    context.qemu_major = try run.qemuMajor(request.qemu_version);
+    if (request.qemu_version) |version| {
+        const major = block.search.until(version, '.');
+        context.qemu_major = std.fmt.parseInt(u16, major, 10) catch
+            return run.diagnostic.refuse(.invalid_option, .{}, "'{s}' is no qemu version", .{version[0..@min(version.len, 64)]});
+    }
     const device = try run.device(0);
     const driver = if (request.format) |name| try registry.byName(context, name) else try registry.detect(context, device);
     const open = driver.open orelse return formats.refuse(context, driver.name, .map);

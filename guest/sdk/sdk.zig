@@ -16,7 +16,6 @@
 //! `error.Refused` ends the run with status 1 after an `error` message from `run.diagnostic`; so does a device error,
 //! with a message that says what failed.  A panic is reported with its text and the address of the code.
 
-const std = @import("std");
 const root = @import("root");
 pub const calltable = @import("calltable");
 const block = @import("block");
@@ -113,13 +112,6 @@ pub const Run = struct {
     /// What format code works with.
     pub fn context(self: *Run) image.Context {
         return .{ .allocator = allocator, .diagnostic = &self.diagnostic };
-    }
-
-    /// The major number of a qemu release such as "8.2"; without one, that of the answers that are given by default.
-    pub fn qemuMajor(self: *Run, version: ?[]const u8) Error!u32 {
-        const text = version orelse return self.context().qemu_major;
-        return std.fmt.parseInt(u16, block.search.until(text, '.'), 10) catch
-            return self.diagnostic.refuse(.invalid_option, .{}, "'{s}' is no qemu version", .{text[0..@min(text.len, 64)]});
     }
 
     /// Where format code delivers its lists.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from vmm.errors import UsageError
+from vmm.operations.text import printable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.cli.answers import Answers
@@ -9,11 +12,14 @@ if TYPE_CHECKING:
 
 def answer(command: Answers, path: str | None, first: bool) -> int:
     """One answer; the exit status."""
-    from vmm.cli import runoptions
-    from vmm.cli.reports import info_json
-    from vmm.operations.info import info
+    from vmm.cli.reports import info_json, version_of
+    from vmm.operations.info import DEFAULT_QEMU_VERSION, info
 
-    version = runoptions.qemu_version(command.arguments)
+    asked = command.arguments.get("qemu-version") or DEFAULT_QEMU_VERSION
+    try:
+        version = version_of(asked)
+    except ValueError:
+        raise UsageError(f"--qemu-version takes a version such as 8.0, not '{printable(asked)}'") from None
     report = info(
         command.session,
         str(path),

@@ -61,12 +61,10 @@ REFUSED = {
     "snapshot": "-l is not supported: snapshots are not measured",
 }
 
-_QEMU_VERSION = Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)")
-
 BY_OPERATION = {
     "info": (
         _FORMAT,
-        _QEMU_VERSION,
+        Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)"),
         Option("backing-chain", ("--backing-chain",), None, "not supported: nothing an image names is opened"),
         _IMAGE_OPTS,
         _OBJECT,
@@ -85,7 +83,7 @@ BY_OPERATION = {
         Option("start", ("-s", "--start-offset"), "OFFSET", "byte of the disk to begin at (default: 0)"),
         Option("length", ("-l", "--max-length"), "LENGTH", "bytes to map at most (default: to the end)"),
         Option("picture", ("--picture",), "PATH", "draw the map into a .png or .svg file"),
-        _QEMU_VERSION,
+        Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)"),
         _IMAGE_OPTS,
         _OBJECT,
     ),
