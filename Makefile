@@ -12,7 +12,7 @@ TARGET ?= all
 SECONDS ?= 60
 JOBS ?= 1
 
-.PHONY: run test escape lint format guest generate zig-test check-binary-sizes bench fuzz-host clean
+.PHONY: run test agreement escape lint format guest generate zig-test check-binary-sizes bench fuzz-host clean
 
 # The environment: the package in editable mode with what development needs.  Made again when its list changes.
 $(VENV)/.ready: pyproject.toml setup.py $(BINDINGS)
@@ -43,6 +43,10 @@ run: guest $(if $(filter build/sample.vhd,$(IMAGE)),build/sample.vhd)
 test: guest
 	$(BIN)/python -m tools.build_guests --test
 	$(BIN)/python -m pytest -n 2
+
+# How far answers agree with the installed qemu-img's on the images below a folder: `make agreement DIR=path`.
+agreement: guest
+	$(BIN)/python -m tests.differential.agreement $(DIR)
 
 # What a prisoner of the jail tried, and which layer stopped it.
 escape: guest

@@ -192,27 +192,39 @@ class Machine:
         on_extents: Callable[[tuple[Extent, ...]], None] | None = None,
         chain: bool = False,
         allow_dirs: Path | Iterable[Path] = (),
+        picture: Path | None = None,
     ) -> MapReport:
         """Where the bytes of an image's disk are stored.  See :func:`vmm.operations.map.map_image`.
 
         :param start: byte of the disk to begin at, and ``length`` bytes at most; a number, or text such as ``10M``.
         :param on_extents: gets the extents as they come, some at a time, instead of the report.
+        :param picture: file to draw the map into, ``.png`` (needs the extra ``picture``) or ``.svg``; it appears whole
+            or not at all.
         """
-        from vmm.operations.map import map_image as run
+        from vmm.operations.map import map_image
 
-        return run(
-            self._session,
-            os.fsdecode(path),
-            format=format,
-            start=start,
-            length=length,
-            qemu_version=qemu_version,
-            mapped_only=mapped_only,
-            on_extents=on_extents,
-            follow_symlinks=self._follow,
-            chain=chain,
-            allow_dirs=_directories(allow_dirs),
-        )
+        def run(take: Callable[[tuple[Extent, ...]], None] | None) -> MapReport:
+            return map_image(
+                self._session,
+                os.fsdecode(path),
+                format=format,
+                start=start,
+                length=length,
+                qemu_version=qemu_version,
+                mapped_only=mapped_only,
+                on_extents=take,
+                follow_symlinks=self._follow,
+            )
+
+        if picture is None:
+            return run(on_extents)
+        from vmm.picture.picture import Picture
+
+        with Picture(os.fsdecode(picture), os.fsdecode(path), follow_symlinks=self._follow) as drawn:
+            report = run(drawn.before(on_extents))
+            drawn.add(report.extents)
+            drawn.finish(report)
+        return report
 
     def create(
         self,
@@ -422,6 +434,7 @@ def map_image(
     on_extents: Callable[[tuple[Extent, ...]], None] | None = None,
     chain: bool = False,
     allow_dirs: Path | Iterable[Path] = (),
+    picture: Path | None = None,
     timeout: float | None = None,
     limits: Limits | None = None,
 ) -> MapReport:
@@ -429,6 +442,7 @@ def map_image(
 
     :param start: byte of the disk to begin at, and ``length`` bytes at most; a number, or text such as ``10M``.
     :param on_extents: gets the extents as they come, some at a time, instead of the report.
+    :param picture: file to draw the map into, ``.png`` (needs the extra ``picture``) or ``.svg``.
     :param timeout: wall time of the run in seconds, instead of the one in ``limits``.
     :raises VmmError: see :mod:`vmm.errors`.
     """
@@ -442,6 +456,7 @@ def map_image(
             on_extents=on_extents,
             chain=chain,
             allow_dirs=allow_dirs,
+            picture=picture,
         )
 
 

@@ -10,11 +10,12 @@ from fuzzing.codec import Sink
 from fuzzing.messages import NAMES
 from fuzzing.seeds import runs
 from fuzzing.targets.report import EXPECTED
+from tests.hostile.reports import AGREEING
 from vmm.boundary import Event, LogEvent, MessageEvent, ProgressEvent
 from vmm.cbor import encode
 from vmm.machine.runner import MachineRunner
 
-_COMMANDS = {"info": 0, "measure": 1, "check": 2, "create": 3}
+_COMMANDS = {"info": 0, "measure": 1, "check": 2, "create": 3, "map": 128}
 _RAW, _LOG, _PROGRESS = 3, 5, 6
 
 
@@ -78,6 +79,7 @@ def _whole() -> Iterator[bytes]:
                         if name == "check":
                             counters = dict.fromkeys(("check-errors", "corruptions", "leaks"), 7 * large)
                             fields |= {**counters, "total-clusters": 9, "findings-omitted": int(large)}
+                        fields |= AGREEING.get(name, {})
                         sink.byte(_RAW).block(encode([name, fields]))
                     yield bytes(sink.data)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from calltable.messages import CheckRequest, CreateOptions, CreateRequest, InfoRequest, MeasureRequest
+from calltable.messages import CheckRequest, CreateOptions, CreateRequest, InfoRequest, MapRequest, MeasureRequest
 from tests.hostile.images.bases import BASES
 from tests.hostile.test_guests import COMPLETE, DMA, PROTOCOL
 from tests.machines import job as hostile_job
@@ -54,6 +54,7 @@ def operations() -> Iterator[Named]:
                 ("info", InfoRequest()),
                 ("measure", MeasureRequest(target="qcow2")),
                 ("check", CheckRequest()),
+                ("map", MapRequest()),
             ):
                 yield operation, _job(operation, request.as_fields(), (made(content, False),))
             if base.driver == "qcow2":

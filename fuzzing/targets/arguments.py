@@ -15,6 +15,8 @@ from calltable.messages import (
     CreateRequest,
     Info,
     InfoRequest,
+    Map,
+    MapRequest,
     Measure,
     MeasureRequest,
     Resize,
@@ -95,6 +97,7 @@ WORDS = (
         "\U0001f600" * 3,
     ),
     *("resize", "--shrink", "--preallocation=full", "+1G", "-512k"),
+    *("map", "-s", "--start-offset", "--max-length", "--picture", "out.svg"),
 )
 _OPTION_WORDS = tuple(
     sorted({name for operation in BY_OPERATION for option in options_of(operation) for name in option.names})
@@ -107,6 +110,7 @@ _ANSWERS: dict[str, tuple[type[Message], Message]] = {
         CheckRequest,
         Check(format="qcow2", file_length=512, check_errors=0, corruptions=0, leaks=0, findings_omitted=0),
     ),
+    "map": (MapRequest, Map(format="raw", virtual_size=0, extents=0)),
     "create": (
         CreateRequest,
         Create(format="raw", virtual_size=1, file_length=0, options=(CreateOption(name="size", value="1"),)),
@@ -195,6 +199,8 @@ def seeds() -> Iterable[bytes]:
         "doctor --output json",
         "--version",
         "info link -L --op-elf op.elf",
+        "map -s 1.5M --max-length 1G --output=json image other",
+        "map --picture out.svg image",
     )
     for line in lines:
         sink = Sink()

@@ -1,5 +1,6 @@
 //! `info`: what an image is, what it refers to, and what lies on its disk.
 
+const std = @import("std");
 const sdk = @import("sdk");
 const block = @import("block");
 const formats = @import("formats");

@@ -1,6 +1,8 @@
 //! map: where the bytes of the virtual disk lie.  Extents are sent as they are met, many in a message.
 
+const std = @import("std");
 const sdk = @import("sdk");
+const block = @import("block");
 const calltable = @import("calltable");
 const formats = @import("formats");
 const messages = @import("messages");

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
-OPERATIONS = ("info", "measure", "check")
+OPERATIONS = ("info", "measure", "check", "map")
 
 #: Images of the reading tests: name -> what makes it.
 IMAGES: dict[str, list[str]] = {

@@ -141,7 +141,7 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize("operation", ["info", "check", "measure"])
+@pytest.mark.parametrize("operation", ["info", "check", "measure", "map"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     base=st.sampled_from(sorted(BASES)),

@@ -31,6 +31,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "measure-raw": ("measure",),
     "measure-qcow2": ("measure", "-O", "qcow2", "-o", "cluster_size=4k"),
     "measure-vpc": ("measure", "-O", "vpc"),
+    "map": ("map",),
+    "map-json": ("map", "--output=json", "-s", "1M", "-l", "4M"),
     "verbose": ("info", "-vv"),
 }
 

@@ -14,6 +14,7 @@ HEAVY = (
     *("gettext", "importlib.metadata", "inspect", "json", "logging", "pathlib", "pyroute2", "random", "re"),
     *("shlex", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "uuid", "zstandard"),
     *("vmm.devices.script", "vmm.devices.trace", "vmm.operations.chain", "vmm.replay"),
+    *("vmm.picture", "PIL"),
 )
 
 PROGRAM = """
@@ -48,7 +49,7 @@ def test_usage_needs_no_machine() -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.parametrize("operation", ["measure", "info", "check"])
+@pytest.mark.parametrize("operation", ["measure", "info", "check", "map"])
 @pytest.mark.parametrize("output", ["human", "json"])
 def test_a_plain_run(operation: str, output: str, tmp_path: Path) -> None:
     path = tmp_path / "image"

@@ -6,7 +6,7 @@ from vmm.cli import runoptions
 from vmm.cli.failures import error_dict
 from vmm.cli.jsontext import compact, quote
 from vmm.cli.terminal import out
-from vmm.errors import VmmError
+from vmm.errors import UsageError, VmmError
 from vmm.operations.text import printable
 
 TYPE_CHECKING = False
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from vmm.cli.answers import Answers
     from vmm.operations.map import Extent
+    from vmm.picture.picture import Picture
 
 #: From this release on qemu-img says which extents are compressed.
 _SAYS_COMPRESSED = (8, 2)
@@ -28,27 +29,50 @@ def answer(command: Answers, path: str | None, first: bool) -> int:
     What fails after the first extent has been printed closes the JSON array with the error as its last item: whoever
     parses it whole cannot take it for complete.
     """
+    picture = _picture(command, path)
+    if picture is not None:
+        with picture:
+            return _mapped(command, str(path), first=first, picture=picture)
+    return _mapped(command, str(path), first=first)
+
+
+def _picture(command: Answers, path: str | None) -> Picture | None:
+    """What draws the map, if that is asked for."""
+    name = command.arguments.get("picture")
+    if name is None:
+        return None
+    if command.many:
+        raise UsageError(f"--picture takes one FILE, not {len(command.arguments.operands)}")
+    command.refuse_replacing(name)
+    from vmm.picture.picture import Picture
+
+    return Picture(name, str(path), follow_symlinks=command.follow)
+
+
+def _mapped(command: Answers, path: str, *, first: bool, picture: Picture | None = None) -> int:
     from vmm.operations.map import map_image
 
     arguments = command.arguments
     version = runoptions.qemu_version(arguments)
     start = arguments.get("start")
     start = "0" if start is None else start
-    printer: _Json | _Text
+    printer: _Json | _Text | _Summary
     if command.json:
-        printer = _Json(command, str(path), compressed=version >= _SAYS_COMPRESSED)
+        printer = _Json(command, path, compressed=version >= _SAYS_COMPRESSED)
+    elif picture is not None:
+        printer = _Summary(command, picture)
     else:
-        printer = _Text(command, str(path), first=first)
+        printer = _Text(command, path, first=first)
     try:
         report = map_image(
             command.session,
-            str(path),
+            path,
             format=arguments.get("format"),
             start=start,
             length=arguments.get("length"),
             qemu_version=".".join(map(str, version)),
-            mapped_only=not command.json,
-            on_extents=printer.show,
+            mapped_only=isinstance(printer, _Text),
+            on_extents=printer.show if picture is None else picture.before(printer.show),
             follow_symlinks=command.follow,
             chain=command.chain,
             allow_dirs=command.allow_dirs,
@@ -58,6 +82,8 @@ def answer(command: Answers, path: str | None, first: bool) -> int:
             raise
         printer.fail(error)
         return error.exit_status
+    if picture is not None:
+        picture.finish(report)
     printer.finish(start)
     return report.exit_status
 
@@ -91,6 +117,22 @@ class _Text:
         """The map is complete."""
         if not self.begun:
             self.show(())
+
+
+class _Summary:
+    """What a picture shows, in words instead of the table: there is no need to read what can be looked at."""
+
+    def __init__(self, command: Answers, picture: Picture) -> None:
+        self._command = command
+        self._picture = picture
+
+    def show(self, extents: tuple[Extent, ...]) -> None:
+        """Nothing yet."""
+
+    def finish(self, _start: str) -> None:
+        """The picture is in place."""
+        text = "".join(f"{line}\n" for line in self._picture.summary())
+        self._command.show_text(text, None, first=True, header=False)
 
 
 class _Json:

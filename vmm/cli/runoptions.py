@@ -54,6 +54,7 @@ _CHAIN = (
     Option("chain", ("--chain",), None, "follow the files that FILE names, in its own directory and below"),
     Option("allow-dir", ("--allow-dir",), "DIR", "with --chain: follow them also below DIR (may be repeated)"),
 )
+_QEMU_VERSION = Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)")
 _IMAGE_OPTS = Option("image-opts", ("--image-opts",), None, "not supported")
 _OBJECT = Option("object", ("--object",), "DEF", "not supported")
 
@@ -64,8 +65,6 @@ REFUSED = {
     "repair": "-r is not supported: check never writes",
     "snapshot": "-l is not supported: snapshots are not measured",
 }
-
-_QEMU_VERSION = Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)")
 
 BY_OPERATION = {
     "info": (
@@ -91,6 +90,7 @@ BY_OPERATION = {
         *_CHAIN,
         Option("start", ("-s", "--start-offset"), "OFFSET", "byte of the disk to begin at (default: 0)"),
         Option("length", ("-l", "--max-length"), "LENGTH", "bytes to map at most (default: to the end)"),
+        Option("picture", ("--picture",), "PATH", "draw the map into a .png or .svg file"),
         _QEMU_VERSION,
         _IMAGE_OPTS,
         _OBJECT,

@@ -13,6 +13,7 @@ Runs one operation on disk images inside a KVM sandbox.
   run info FILE...              what an image is, and what it refers to
   run measure [-O FMT] FILE...  how large it would be in another format
   run check FILE...             whether it is consistent
+  run map FILE...               where the bytes of its disk are stored
   run create -f FMT FILE SIZE   plan and write an empty image
   run resize FILE [+|-]SIZE     give it another virtual size, in place
   run ./operation.elf FILE...   an operation of your own

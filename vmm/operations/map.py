@@ -60,6 +60,10 @@ class MapReport:
     virtual_size: int
     #: How many extents there are.
     count: int
+    #: Exact length of the file in bytes.
+    file_length: int
+    #: Bytes that the file takes on the host's disk.
+    actual_size: int
     #: Front to back, without gaps; empty when they were taken as they came.
     extents: tuple[Extent, ...] = ()
 
@@ -206,6 +210,7 @@ def map_image(
                 names=names,
                 kept=False,
             )
+        sizes = file.length, file.disk_size
     assert isinstance(main, Map)
     reader.finish(main, first)
-    return MapReport(path, main.format, main.virtual_size, main.extents, tuple(kept))
+    return MapReport(path, main.format, main.virtual_size, main.extents, *sizes, tuple(kept))
