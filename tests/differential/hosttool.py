@@ -1,4 +1,4 @@
-"""The formats compiled for the host (guest/tests/host_tool.zig): answers without the machine."""
+"""The formats compiled for the host (guest/tests/host_tool.zig), for answers that need no machine."""
 
 from __future__ import annotations
 

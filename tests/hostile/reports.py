@@ -28,7 +28,7 @@ OPERATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         "info",
         (
             *("info-snapshot", "info-bitmap", "info-reference", "info-partition-table", "info-partition"),
-            *("info-filesystem", "info-note"),
+            *("info-filesystem", "info-note", "info-vmdk-extent"),
         ),
     ),
     "measure": ("measure", ()),

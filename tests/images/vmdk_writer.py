@@ -171,7 +171,7 @@ class Sparse:
         return Built(bytes(image), tuple(regions))
 
     def _put_header(self, image: bytearray, at: int, values: Mapping[str, int]) -> None:
-        for name, value in ({**values, **self.fields} if at == 0 else values).items():
+        for name, value in {**values, **(self.fields if at == 0 else {})}.items():
             offset, form = HEADER_FIELDS[name]
             struct.pack_into(form, image, at + offset, value)
 

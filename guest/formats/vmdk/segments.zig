@@ -60,7 +60,8 @@ pub const Disk = struct {
     current: usize = 0,
     loaded: usize = std.math.maxInt(usize),
     flat: raw.Flat = undefined,
-    memory: []u8 = &.{},
+    /// Grains that `grain.read` decodes.
+    decoded: ?@import("grain.zig").Decoded = null,
 
     /// The extent that byte `position` (< virtual_size) lies in.
     pub fn extentAt(self: *Disk, position: u64) *const vmdk_zig.Extent {
@@ -147,15 +148,6 @@ pub const Disk = struct {
         } else if (self.loaded != self.current) self.tables.?.use(extent.device);
         self.loaded = self.current;
     }
-
-    /// Memory for decoding a grain, the same each time.
-    pub fn scratch(self: *Disk, stored: usize, window: usize) block.Error!Scratch {
-        if (self.memory.len < stored + window)
-            self.memory = self.context.allocator.alloc(u8, stored + window) catch return error.NoMemory;
-        return .{ .stored = self.memory[0..stored], .window = self.memory[stored..][0..window] };
-    }
-
-    pub const Scratch = struct { stored: []u8, window: []u8 };
 
     fn follows(first: sparse.Place, place: sparse.Place, distance: u64, compressed: bool) bool {
         if (std.meta.activeTag(first) != std.meta.activeTag(place)) return false;

@@ -22,8 +22,8 @@ const max_directory = 32 << 20;
 const max_table = 512;
 /// Entries of an ESX extent's table.
 const cowd_table = 4096;
-/// Places are sectors below this, so that none wraps in bytes.
-const max_place = (1 << 63) / sector - 1;
+/// Places are at most this sector, so that none wraps in bytes: qemu reads nothing behind it.
+const max_place = ((1 << 63) - (1 << 30)) / sector;
 
 /// The header of an ESX extent (COWDisk_Header): byte offsets of 32-bit numbers.
 pub const cowd = struct {
@@ -361,4 +361,7 @@ fn checkCapacity(context: image.Context, result: *const Sparse, at: usize) error
 fn checkDirectory(context: image.Context, result: *const Sparse) error{Refused}!void {
     if (result.directory_entries > max_directory)
         return refuse(context.diagnostic, .too_large, "grain directory", "L1 size too big: {value} entries, at most {limit}", result.directory, result.directory_entries, max_directory);
+    const last = @max(result.directory, result.redundant orelse 0);
+    if (last + result.directory_entries * result.entryBytes() > max_place * sector)
+        return refuse(context.diagnostic, .out_of_bounds, "grain directory", "Could not read l1 table: {value} entries at byte {offset}, file has {limit}", last, result.directory_entries, result.device.length);
 }
