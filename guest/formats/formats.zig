@@ -21,12 +21,14 @@ pub const targets = @import("targets.zig");
 pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
 pub const qcow2 = @import("qcow2/qcow2.zig");
+pub const luks = @import("luks/luks.zig");
 pub const content = @import("content/content.zig");
 
 /// Every format.  The order breaks ties of equal probe scores; raw is last because it fits everything.
 pub const drivers: []const image.Driver = &([_]image.Driver{
     qcow2.driver,
     vhd.driver,
+    luks.driver,
 } ++ recognised.drivers ++ [_]image.Driver{
     raw.driver,
 });
@@ -136,5 +138,6 @@ test {
     _ = @import("targets.zig");
     _ = raw;
     _ = vhd;
+    _ = luks;
     _ = content;
 }

@@ -68,9 +68,19 @@ const variants: [known.len][]const u8 = blk: {
     break :blk list;
 };
 
+/// Formats that have a driver of their own; only their more precise names are from here.
+const built = [_][]const u8{"luks"};
+
+fn isBuilt(name: []const u8) bool {
+    for (built) |one| if (std.mem.eql(u8, one, name)) return true;
+    return false;
+}
+
 const names = blk: {
+    @setEvalBranchQuota(4000);
     var list: []const []const u8 = &.{};
     for (signs) |sign| {
+        if (isBuilt(sign.name)) continue;
         const last = if (list.len == 0) "" else list[list.len - 1];
         if (!std.mem.eql(u8, last, sign.name)) list = list ++ [_][]const u8{sign.name};
     }
@@ -105,7 +115,7 @@ pub fn variant(p: *const image.Probe, name: []const u8) ?[]const u8 {
 
 /// Formats for which qemu-img's `check` ends with status 63 as well.
 pub fn hasNoChecks(name: []const u8) bool {
-    const without = [_][]const u8{ "raw", "qcow", "luks", "bochs", "cloop", "dmg", "asif" };
+    const without = [_][]const u8{ "raw", "qcow", "bochs", "cloop", "dmg", "asif" };
     for (without) |one| if (std.mem.eql(u8, one, name)) return true;
     return false;
 }
@@ -150,9 +160,10 @@ fn expectName(expected: ?[]const u8, bytes: []const u8) !void {
     const device: block.Device = undefined;
     const tail = bytes[bytes.len - @min(bytes.len, detect.tail_size) ..];
     const p: image.Probe = .{ .length = bytes.len, .head = bytes[0..@min(bytes.len, detect.head_size)], .tail = tail, .device = device };
-    const index = detect.best(&drivers, &p);
-    if (drivers[index].probe(&p) == 0) return std.testing.expectEqual(expected, null);
-    try std.testing.expectEqualStrings(expected orelse return error.TestUnexpectedMatch, variant(&p, drivers[index].name).?);
+    for (signs) |sign| if (variant(&p, sign.name)) |name| {
+        return std.testing.expectEqualStrings(expected orelse return error.TestUnexpectedMatch, name);
+    };
+    try std.testing.expectEqual(expected, null);
 }
 
 test "every sign is found, and none with a byte changed" {

@@ -27,6 +27,7 @@ _INFO_TOP = frozenset(
         "backing-filename-format",
         "qcow2",
         "luks",
+        "luks2",
     )
 )
 _QCOW2_TOP = (
@@ -56,6 +57,17 @@ def _luks(luks: InfoLuks) -> Json:
     fields = luks.as_fields()
     fields["slots"] = [qemu_order(slot.as_fields()) for slot in luks.slots]
     return fields
+
+
+def luks2(report: InfoReport) -> Json:
+    """The facts of a LUKS2 container, for which qemu-img has no keys."""
+    assert report.image.luks2 is not None
+    return report.image.luks2.as_fields() | {
+        "keyslots": [message.as_fields() for message in report.luks2_keyslots],
+        "segments": [message.as_fields() for message in report.luks2_segments],
+        "digests": [message.as_fields() for message in report.luks2_digests],
+        "tokens": [message.as_fields() for message in report.luks2_tokens],
+    }
 
 
 def format_specific(report: InfoReport, version: tuple[int, int]) -> Json | None:
@@ -127,6 +139,8 @@ def _info_own(report: InfoReport) -> Json:
     if report.image.qcow2 is not None:
         shown = (*_QCOW2_TOP, "encrypt-format", "encrypt-luks")
         own["qcow2"] = {key: value for key, value in report.image.qcow2.as_fields().items() if key not in shown}
+    if report.image.luks2 is not None:
+        own["luks2"] = luks2(report)
     own["references"] = [reference.as_fields() for reference in report.references]
     if report.partition_tables:
         partitions: dict[str, list[Json]] = {table.scheme: [] for table in report.partition_tables}

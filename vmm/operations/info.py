@@ -6,6 +6,10 @@ from calltable.messages import (
     Info,
     InfoBitmap,
     InfoFilesystem,
+    InfoLuks2Digest,
+    InfoLuks2Keyslot,
+    InfoLuks2Segment,
+    InfoLuks2Token,
     InfoNote,
     InfoPartition,
     InfoPartitionTable,
@@ -36,6 +40,10 @@ _LISTS = tuple(
         InfoPartition,
         InfoFilesystem,
         InfoNote,
+        InfoLuks2Keyslot,
+        InfoLuks2Segment,
+        InfoLuks2Digest,
+        InfoLuks2Token,
     )
 )
 
@@ -58,6 +66,10 @@ class InfoReport:
     partitions: tuple[InfoPartition, ...] = ()
     filesystems: tuple[InfoFilesystem, ...] = ()
     notes: tuple[InfoNote, ...] = ()
+    luks2_keyslots: tuple[InfoLuks2Keyslot, ...] = ()
+    luks2_segments: tuple[InfoLuks2Segment, ...] = ()
+    luks2_digests: tuple[InfoLuks2Digest, ...] = ()
+    luks2_tokens: tuple[InfoLuks2Token, ...] = ()
 
     @property
     def exit_status(self) -> int:
