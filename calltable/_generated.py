@@ -149,4 +149,5 @@ ERROR_CODES: Final = (
     "io",
     "no-memory",
     "no-checks",
+    "wrong-passphrase",
 )

@@ -270,7 +270,7 @@ class CreateOptions(Message):
 
     ``compression-type``: qcow2: zlib or zstd
 
-    ``encryption``: qcow2: any request for encryption, which is refused
+    ``encryption``: qcow2: luks or aes; measured, and refused by create
 
     ``subformat``: vpc: dynamic or fixed
 
@@ -292,7 +292,7 @@ class CreateOptions(Message):
 
     ``block-state-zero``: vhdx: let new blocks of a dynamic image be in state zero
 
-    ``cipher-alg``: luks: aes-128, aes-192 or aes-256
+    ``cipher-alg``: luks, qcow2 with luks: aes-128, aes-192 or aes-256
 
     ``cipher-mode``: luks: xts or cbc
 
@@ -1067,9 +1067,11 @@ class Info(Message):
     ``luks``: facts of a LUKS1 header
 
     ``luks2``: facts of a LUKS2 container
+
+    ``unlocked-keyslot``: number of the key slot that the passphrase opened
     """
 
-    __slots__ = ("format", "virtual_size", "file_length", "cluster_size", "dirty_flag", "encrypted", "compressed", "backing_filename", "backing_filename_format", "recognised", "end_offset", "qcow2", "vhd", "luks", "luks2")
+    __slots__ = ("format", "virtual_size", "file_length", "cluster_size", "dirty_flag", "encrypted", "compressed", "backing_filename", "backing_filename_format", "recognised", "end_offset", "qcow2", "vhd", "luks", "luks2", "unlocked_keyslot")
     NAME = "info"
     FIELDS = (
         Field("format", "format", "text", False, False, None),
@@ -1087,6 +1089,7 @@ class Info(Message):
         Field("vhd", "vhd", "message", True, False, InfoVhd),
         Field("luks", "luks", "message", True, False, InfoLuks),
         Field("luks2", "luks2", "message", True, False, InfoLuks2),
+        Field("unlocked-keyslot", "unlocked_keyslot", "uint", True, False, None),
     )
     format: str
     virtual_size: int
@@ -1103,6 +1106,7 @@ class Info(Message):
     vhd: InfoVhd | None
     luks: InfoLuks | None
     luks2: InfoLuks2 | None
+    unlocked_keyslot: int | None
 
     def __init__(
         self,
@@ -1122,6 +1126,7 @@ class Info(Message):
         vhd: InfoVhd | None = None,
         luks: InfoLuks | None = None,
         luks2: InfoLuks2 | None = None,
+        unlocked_keyslot: int | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -1139,6 +1144,7 @@ class Info(Message):
         put(self, "vhd", vhd)
         put(self, "luks", luks)
         put(self, "luks2", luks2)
+        put(self, "unlocked_keyslot", unlocked_keyslot)
 
 
 class InfoLuks2Keyslot(Message):

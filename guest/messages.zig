@@ -110,7 +110,7 @@ pub const CreateOptions = struct {
     data_file_raw: ?bool = null,
     /// qcow2: zlib or zstd
     compression_type: ?[]const u8 = null,
-    /// qcow2: any request for encryption, which is refused
+    /// qcow2: luks or aes; measured, and refused by create
     encryption: ?[]const u8 = null,
     /// vpc: dynamic or fixed
     subformat: ?[]const u8 = null,
@@ -132,7 +132,7 @@ pub const CreateOptions = struct {
     log_size: ?u64 = null,
     /// vhdx: let new blocks of a dynamic image be in state zero
     block_state_zero: ?bool = null,
-    /// luks: aes-128, aes-192 or aes-256
+    /// luks, qcow2 with luks: aes-128, aes-192 or aes-256
     cipher_alg: ?[]const u8 = null,
     /// luks: xts or cbc
     cipher_mode: ?[]const u8 = null,
@@ -378,6 +378,8 @@ pub const Info = struct {
     luks: ?InfoLuks = null,
     /// facts of a LUKS2 container
     luks2: ?InfoLuks2 = null,
+    /// number of the key slot that the passphrase opened
+    unlocked_keyslot: ?u64 = null,
 };
 
 /// A key slot of a LUKS2 container.

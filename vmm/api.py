@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from vmm.boundary import KVM_DEVICE, Limits
+from vmm.errors import UsageError
 from vmm.operations.foreign import load_elf, run_foreign
 from vmm.operations.info import DEFAULT_QEMU_VERSION
 from vmm.operations.session import OPERATIONS, Session, is_path
@@ -30,6 +31,20 @@ if TYPE_CHECKING:
     from vmm.operations.options import OptionValue
 
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def _passphrase(given: bytes | None, path: Path | None) -> bytes | None:
+    """The one that was given, if any.
+
+    :raises UsageError: both were.
+    """
+    if path is None:
+        return given
+    if given is not None:
+        raise UsageError("luks_passphrase and luks_passphrase_file contradict each other")
+    from vmm.operations.passphrase import read_passphrase
+
+    return read_passphrase(os.fsdecode(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +121,22 @@ class Machine:
         *,
         format: str | None = None,  # noqa: A002  (qemu-img's word)
         qemu_version: str = DEFAULT_QEMU_VERSION,
+        luks_passphrase: bytes | None = None,
+        luks_passphrase_file: Path | None = None,
     ) -> InfoReport:
-        """What an image is, and what it refers to.  See :func:`vmm.operations.info.info`."""
+        """What an image is, and what it refers to.  See :func:`vmm.operations.info.info`.
+
+        :param luks_passphrase_file: its bytes, all of them, are the passphrase, instead of ``luks_passphrase``.
+        """
         from vmm.operations.info import info as run
 
         return run(
-            self._session, os.fsdecode(path), format=format, qemu_version=qemu_version, follow_symlinks=self._follow
+            self._session,
+            os.fsdecode(path),
+            format=format,
+            qemu_version=qemu_version,
+            luks_passphrase=_passphrase(luks_passphrase, luks_passphrase_file),
+            follow_symlinks=self._follow,
         )
 
     def measure(
@@ -153,11 +178,15 @@ class Machine:
         *,
         unix_time: int | None = None,
         uuid: bytes | None = None,
+        entropy: bytes | None = None,
+        luks_passphrase: bytes | None = None,
+        luks_passphrase_file: Path | None = None,
         **options: OptionValue,
     ) -> CreateReport:
         """Plan and write an empty image.  See :func:`vmm.operations.create.create`.
 
         :param size: bytes of the virtual disk, or text such as ``10G``.
+        :param luks_passphrase_file: its bytes, all of them, are the passphrase, instead of ``luks_passphrase``.
         """
         from vmm.operations.create import create as run
 
@@ -169,6 +198,8 @@ class Machine:
             options=options,
             unix_time=unix_time,
             uuid=uuid,
+            entropy=entropy,
+            luks_passphrase=_passphrase(luks_passphrase, luks_passphrase_file),
             follow_symlinks=self._follow,
         )
 
@@ -235,6 +266,8 @@ def info(
     *,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     qemu_version: str = DEFAULT_QEMU_VERSION,
+    luks_passphrase: bytes | None = None,
+    luks_passphrase_file: Path | None = None,
     timeout: float | None = None,
     limits: Limits | None = None,
 ) -> InfoReport:
@@ -244,7 +277,13 @@ def info(
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
-        return machine.info(path, format=format, qemu_version=qemu_version)
+        return machine.info(
+            path,
+            format=format,
+            qemu_version=qemu_version,
+            luks_passphrase=luks_passphrase,
+            luks_passphrase_file=luks_passphrase_file,
+        )
 
 
 def measure(
@@ -290,6 +329,9 @@ def create(
     *,
     unix_time: int | None = None,
     uuid: bytes | None = None,
+    entropy: bytes | None = None,
+    luks_passphrase: bytes | None = None,
+    luks_passphrase_file: Path | None = None,
     timeout: float | None = None,
     limits: Limits | None = None,
     **options: OptionValue,
@@ -301,4 +343,14 @@ def create(
     :raises VmmError: see :mod:`vmm.errors`.
     """
     with Machine(timeout=timeout, limits=limits) as machine:
-        return machine.create(path, format, size, unix_time=unix_time, uuid=uuid, **options)
+        return machine.create(
+            path,
+            format,
+            size,
+            unix_time=unix_time,
+            uuid=uuid,
+            entropy=entropy,
+            luks_passphrase=luks_passphrase,
+            luks_passphrase_file=luks_passphrase_file,
+            **options,
+        )

@@ -45,6 +45,7 @@ pub fn Registry(comptime purpose: Purpose) type {
                 kept[i] = driver;
                 if (purpose != .info and purpose != .measure and purpose != .map) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
+                if (purpose != .info) kept[i].unlock = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;

@@ -15,10 +15,11 @@ pub const targets = [_]Target{
     .{ .name = "raw", .measure = @import("raw/create.zig").measure, .plan = @import("raw/create.zig").plan },
     .{ .name = "qcow2", .measure = @import("qcow2/measure.zig").measure, .plan = @import("qcow2/create.zig").plan },
     .{ .name = "vpc", .measure = @import("vhd/layout.zig").measure, .plan = @import("vhd/create.zig").plan },
+    .{ .name = "luks", .measure = @import("luks/layout.zig").measure, .plan = @import("luks/create.zig").plan },
 };
 
 /// Formats that qemu-img knows and that are no destination here.
-const others = [_][]const u8{ "vmdk", "vdi", "vhdx", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
+const others = [_][]const u8{ "vmdk", "vdi", "vhdx", "qcow", "qed", "parallels", "dmg", "bochs", "cloop" };
 
 pub const Purpose = enum { measure, create };
 

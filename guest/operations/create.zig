@@ -15,7 +15,9 @@ const targets = formats.targets;
 
 pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.CreateRequest);
-    const context = run.context();
+    var context = run.context();
+    context.progress = sdk.table.progress;
+    if (request.passphrase) |passphrase| context.passphrase = passphrase.bytes;
     const target = try targets.byName(.create, context, request.format);
     const size = request.size orelse
         return run.diagnostic.refuse(.invalid_option, .{ .format = target.name }, "{s}: Image creation needs a size parameter", .{target.name});

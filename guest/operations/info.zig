@@ -18,6 +18,8 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.InfoRequest);
     const device = try run.device(0);
     var context = run.context();
+    context.progress = sdk.table.progress;
+    if (request.passphrase) |passphrase| context.passphrase = passphrase.bytes;
     if (request.qemu_version) |version| {
         const major = block.search.until(version, '.');
         context.qemu_major = std.fmt.parseInt(u16, major, 10) catch
@@ -67,14 +69,36 @@ fn content(
     driver: *const formats.image.Driver,
     report: *messages.Info,
 ) sdk.Error!void {
+    if (report.encrypted orelse false) return decrypted(run, context, device, driver, report);
     const open = driver.open orelse return;
-    if (report.encrypted orelse false) return;
+    if (context.passphrase != null) try run.emit(messages.InfoNote{ .code = "passphrase-not-needed", .message = "a passphrase was given, and the image is not encrypted" });
     if (report.qcow2) |qcow2| if (qcow2.data_file != null) return;
     const kind = look(run, context, device, open) catch |reason| switch (reason) {
         error.Refused => return run.emit(messages.InfoNote{ .code = "content-unreadable", .message = run.diagnostic.message() }),
         else => return reason,
     };
     if (report.recognised == null) report.recognised = kind;
+}
+
+/// What lies on an encrypted disk, for whoever has its passphrase.
+fn decrypted(
+    run: *sdk.Run,
+    context: formats.image.Context,
+    device: block.Device,
+    driver: *const formats.image.Driver,
+    report: *messages.Info,
+) sdk.Error!void {
+    if (context.passphrase == null) return;
+    const unlock = driver.unlock orelse
+        return run.diagnostic.refuse(.unsupported, .{ .format = driver.name }, "{s}: this version cannot unlock it", .{driver.name});
+    const unlocked = try unlock(context, device);
+    report.unlocked_keyslot = unlocked.keyslot;
+    if (report.qcow2) |qcow2| if (qcow2.data_file != null) return;
+    const kind = formats.content.report(context, unlocked.image, device, run.sink()) catch |reason| switch (reason) {
+        error.Refused => return run.emit(messages.InfoNote{ .code = "content-unreadable", .message = run.diagnostic.message() }),
+        else => return reason,
+    };
+    if (kind) |name| report.recognised = name;
 }
 
 fn look(run: *sdk.Run, context: formats.image.Context, device: block.Device, open: anytype) sdk.Error!?[]const u8 {

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def answer(command: Answers, path: str | None, first: bool) -> int:
     """One answer; the exit status."""
     from vmm.cli.reports import info_json, version_of
+    from vmm.cli.runoptions import passphrase
     from vmm.operations.info import DEFAULT_QEMU_VERSION, info
 
     asked = command.arguments.get("qemu-version") or DEFAULT_QEMU_VERSION
@@ -25,6 +26,7 @@ def answer(command: Answers, path: str | None, first: bool) -> int:
         str(path),
         format=command.arguments.get("format"),
         qemu_version=".".join(map(str, version)),
+        luks_passphrase=passphrase(command.arguments),
         follow_symlinks=command.follow,
     )
     if command.json:

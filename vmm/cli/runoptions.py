@@ -49,13 +49,16 @@ _COMMON = (
 )
 _FORMAT = Option("format", ("-f", "--format"), "FMT", "format of FILE (default: detected in the guest)")
 _OPTIONS = Option("options", ("-o", "--options"), "K=V,...", "creation options (-o help lists them)")
+_PASSPHRASE = Option(
+    "luks-passphrase-file", ("--luks-passphrase-file",), "FILE", "its bytes, all of them, are the passphrase of LUKS"
+)
 _IMAGE_OPTS = Option("image-opts", ("--image-opts",), None, "not supported")
 _OBJECT = Option("object", ("--object",), "DEF", "not supported")
 
 #: Options that qemu-img has and this does not, with the reason.
 REFUSED = {
     "image-opts": "--image-opts is not supported: FILE is a path",
-    "object": "--object is not supported: no operation takes secrets",
+    "object": "--object is not supported: no operation takes secrets (see --luks-passphrase-file)",
     "backing-chain": "--backing-chain is not supported: files that an image names are reported and never opened",
     "repair": "-r is not supported: check never writes",
     "snapshot": "-l is not supported: snapshots are not measured",
@@ -65,13 +68,14 @@ BY_OPERATION = {
     "info": (
         _FORMAT,
         Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)"),
+        _PASSPHRASE,
         Option("backing-chain", ("--backing-chain",), None, "not supported: nothing an image names is opened"),
         _IMAGE_OPTS,
         _OBJECT,
     ),
     "measure": (
         _FORMAT,
-        Option("target", ("-O", "--target-format"), "FMT", "target format: raw (default), qcow2 or vpc"),
+        Option("target", ("-O", "--target-format"), "FMT", "target format: raw (default), qcow2, vpc or luks"),
         Option("size", ("--size", "-s"), "SIZE", "measure an empty disk instead of FILE"),
         _OPTIONS,
         Option("snapshot", ("-l",), "SNAPSHOT", "not supported"),
@@ -93,6 +97,7 @@ BY_OPERATION = {
         Option("unsafe", ("-u", "--backing-unsafe"), None, "accepted: a backing file is never opened"),
         Option("unix-time", ("--unix-time",), "SECONDS", "time to write into the image (default: now)"),
         Option("uuid", ("--uuid",), "UUID", "identity to write into the image (default: random)"),
+        _PASSPHRASE,
         _OBJECT,
     ),
 }
@@ -156,6 +161,21 @@ def _seconds(text: str) -> float:
     if not 0 < value <= 1e9:
         raise UsageError(f"--timeout takes a number of seconds above 0, not '{printable(text)}'")
     return value
+
+
+def passphrase(arguments: Arguments) -> bytes | None:
+    """What ``--luks-passphrase-file`` names.
+
+    :raises UsageError: it goes together with ``--record``, which would keep it.
+    """
+    path = arguments.get("luks-passphrase-file")
+    if path is None:
+        return None
+    if "record" in arguments:
+        raise UsageError("--record and --luks-passphrase-file contradict each other: a bundle holds the request")
+    from vmm.operations.passphrase import read_passphrase
+
+    return read_passphrase(path)
 
 
 def max_record(arguments: Arguments) -> int:

@@ -9,7 +9,9 @@ from calltable.messages import Create, CreateRequest
 from vmm.errors import UsageError
 from vmm.operations.options import build_options
 from vmm.operations.output import OutputFile, close_all
+from vmm.operations.passphrase import check_passphrase
 from vmm.operations.sizes import parse_size
+from vmm.operations.text import printable
 from vmm.record import dataclass
 
 TYPE_CHECKING = False
@@ -67,19 +69,27 @@ def create(
     options: Mapping[str, OptionValue | None] | None = None,
     unix_time: int | None = None,
     uuid: bytes | None = None,
+    entropy: bytes | None = None,
+    luks_passphrase: bytes | None = None,
     follow_symlinks: bool = False,
 ) -> CreateReport:
     """Write an empty image; it replaces an existing file at once or, when anything fails, not at all.
 
-    :param format: driver name: raw, qcow2 or vpc.
+    :param format: driver name: raw, qcow2, vpc or luks.
     :param size: bytes, or text such as ``10G``; may stand among ``options`` instead.
     :param options: creation options by qemu-img's names.
     :param unix_time: seconds since 1970, for formats that record when they were made; None: now.
     :param uuid: 16 bytes of identity for formats that record one; None: random.
+    :param entropy: 32 bytes of which the keys and salts of luks are made; None: random.
+    :param luks_passphrase: opens the first key slot of a LUKS container.
     :raises UsageError: an option does not exist, or the size is given twice.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     typed, option_size = build_options(format, options or {})
+    if luks_passphrase is not None:
+        if format != "luks":
+            raise UsageError(f"Format {printable(format)} takes no passphrase", file=path)
+        check_passphrase(luks_passphrase)
     if size is not None and option_size is not None:
         raise UsageError("The image size must be specified only once", file=path)
     request = CreateRequest(
@@ -88,6 +98,8 @@ def create(
         options=typed,
         unix_time=int(time.time()) if unix_time is None else unix_time,
         uuid=random_uuid() if uuid is None else uuid,
+        entropy=os.urandom(32) if entropy is None and format == "luks" else entropy,
+        passphrase=luks_passphrase,
     )
     data_file = typed.data_file if typed is not None else None
     names = [path] if data_file is None else [path, data_file]

@@ -19,6 +19,7 @@ from calltable.messages import (
 )
 from vmm.errors import GuestFailedError
 from vmm.operations.files import InputFile
+from vmm.operations.passphrase import check_passphrase
 from vmm.operations.text import printable
 from vmm.record import dataclass
 
@@ -111,17 +112,21 @@ def info(
     *,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     qemu_version: str = DEFAULT_QEMU_VERSION,
+    luks_passphrase: bytes | None = None,
     follow_symlinks: bool = False,
 ) -> InfoReport:
     """Describe an image.
 
     :param format: driver name; None: the guest detects it.
     :param qemu_version: release of qemu-img whose answer is wanted where releases differ.
+    :param luks_passphrase: unlocks an encrypted image, so that what lies on its disk is told as well.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     found: dict[str, list[Message]] = {name: [] for name in _LISTS}
     version = None if qemu_version == DEFAULT_QEMU_VERSION else qemu_version
-    request = InfoRequest(format=format, qemu_version=version)
+    if luks_passphrase is not None:
+        check_passphrase(luks_passphrase)
+    request = InfoRequest(format=format, qemu_version=version, passphrase=luks_passphrase)
     with InputFile(path, follow_symlinks=follow_symlinks) as file:
         file.refuse_empty(format)
         main = session.answer(

@@ -55,7 +55,7 @@ def measure(
 ) -> MeasureReport:
     """Measure a file, or an empty disk of ``size`` bytes.
 
-    :param target: driver name of the target: raw, qcow2 or vpc.
+    :param target: driver name of the target: raw, qcow2, vpc or luks.
     :param format: driver name of the source; None: the guest detects it.
     :param size: bytes, or text such as ``10G``; instead of ``path``.
     :param options: creation options of the target by qemu-img's names.

@@ -20,12 +20,23 @@ pub const Disk = struct {
     ///
     /// Answers false when bytes are not to be had without decoding or another file (compressed, in a backing file).
     pub fn read(self: Disk, pieces: []const Piece) block.Error!bool {
+        if (self.image.read) |decode| return self.decoded(decode, pieces);
         var batch: Batch = .{ .device = self.device };
         for (pieces) |piece| {
             @memset(piece.buffer, 0);
             if (!try self.gather(&batch, piece)) return false;
         }
         try batch.flush();
+        return true;
+    }
+
+    /// `read` by the image's own function.
+    fn decoded(self: Disk, decode: anytype, pieces: []const Piece) block.Error!bool {
+        for (pieces) |piece| {
+            const inside: usize = @intCast(@min(piece.buffer.len, self.image.virtual_size -| piece.offset));
+            if (inside > 0) try decode(self.image.context, piece.offset, piece.buffer[0..inside]);
+            @memset(piece.buffer[inside..], 0);
+        }
         return true;
     }
 

@@ -19,6 +19,8 @@ pub const driver: image.Driver = .{
     .open = open,
     .info = info,
     .check = @import("check.zig").check,
+    .unlock = @import("unlock.zig").unlock,
+    .resize = @import("resize.zig").resize,
 };
 
 /// Version 1 as in qemu; version 2 by the same magic.
@@ -109,4 +111,9 @@ fn info(context: image.Context, device: block.Device, sink: image.Sink, report: 
 
 test {
     _ = @import("json.zig");
+    _ = @import("cipher.zig");
+    _ = @import("kdf.zig");
+    _ = @import("layout.zig");
+    _ = @import("test_luks.zig");
+    _ = @import("test_luks2.zig");
 }

@@ -15,6 +15,7 @@ pub const driver: image.Driver = .{
     .open = segments.openImage,
     .info = @import("info.zig").run,
     .check = @import("check.zig").run,
+    .unlock = @import("unlock.zig").unlock,
 };
 
 /// The magic with version 2 or anything newer; version 1 is the older format qcow.
