@@ -115,9 +115,8 @@ pub const Copies = struct {
 /// Read and verify both copies; never refuses for what they hold.
 pub fn read(context: image.Context, device: block.Device) block.Error!Copies {
     const first = try copyAt(context, device, 0, magic);
-    // Where the first copy cannot say how long it is, the second one is looked for.
-    if (first.problem == null or (first.problem.? != .missing and first.problem.? != .size and isSize(first.size())))
-        return .{ .first = first, .second = try copyAt(context, device, first.size(), second_magic) };
+    if (first.problem == null) return .{ .first = first, .second = try copyAt(context, device, first.size(), second_magic) };
+    // What the first copy says of its length counts for nothing: the second one is looked for.
     var found: ?Copy = null;
     for (sizes) |at| {
         var start: [6]u8 = undefined;
