@@ -154,4 +154,5 @@ ERROR_CODES: Final = (
     "io",
     "no-memory",
     "no-checks",
+    "wrong-passphrase",
 )

@@ -270,7 +270,7 @@ class CreateOptions(Message):
 
     ``compression-type``: qcow2: zlib or zstd
 
-    ``encryption``: qcow2: any request for encryption, which is refused
+    ``encryption``: qcow2: luks or aes; measured, and refused by create
 
     ``subformat``: vpc: dynamic or fixed
 
@@ -292,7 +292,7 @@ class CreateOptions(Message):
 
     ``block-state-zero``: vhdx: let new blocks of a dynamic image be in state zero
 
-    ``cipher-alg``: luks: aes-128, aes-192 or aes-256
+    ``cipher-alg``: luks, qcow2 with luks: aes-128, aes-192 or aes-256
 
     ``cipher-mode``: luks: xts or cbc
 
@@ -1313,6 +1313,98 @@ class InfoVmdk(Message):
         put(self, "hardware_version", hardware_version)
 
 
+class InfoLuks2(Message):
+    """A LUKS2 container (LUKS2 On-Disk Format 1.1.4); its objects went before as info-luks2-keyslot, -segment, -digest and -token.
+
+    ``active-copy``: which header counts: primary or secondary
+
+    ``other-copy``: the other header: same, older, or what is wrong with it
+
+    ``sequence-id``: of the active header
+
+    ``header-size``: bytes of one header with its JSON area
+
+    ``json-length``: bytes of the JSON text
+
+    ``keyslots-size``: bytes of the area of all key slots
+
+    ``flags``: persistent activation flags, at most 32
+
+    ``requirements``: what a reader has to know, at most 32
+
+    ``payload-offset``: where the first segment of the disk begins
+
+    ``reencrypt``: a reencryption has begun and not ended
+    """
+
+    __slots__ = ("active_copy", "other_copy", "sequence_id", "label", "subsystem", "uuid", "checksum_alg", "header_size", "json_length", "keyslots_size", "flags", "requirements", "payload_offset", "reencrypt")
+    NAME = "info-luks2"
+    FIELDS = (
+        Field("active-copy", "active_copy", "text", False, False, None),
+        Field("other-copy", "other_copy", "text", False, False, None),
+        Field("sequence-id", "sequence_id", "uint", False, False, None),
+        Field("label", "label", "text", False, False, None),
+        Field("subsystem", "subsystem", "text", False, False, None),
+        Field("uuid", "uuid", "text", False, False, None),
+        Field("checksum-alg", "checksum_alg", "text", False, False, None),
+        Field("header-size", "header_size", "uint", False, False, None),
+        Field("json-length", "json_length", "uint", False, False, None),
+        Field("keyslots-size", "keyslots_size", "uint", False, False, None),
+        Field("flags", "flags", "text", False, True, None),
+        Field("requirements", "requirements", "text", False, True, None),
+        Field("payload-offset", "payload_offset", "uint", False, False, None),
+        Field("reencrypt", "reencrypt", "bool", False, False, None),
+    )
+    active_copy: str
+    other_copy: str
+    sequence_id: int
+    label: str
+    subsystem: str
+    uuid: str
+    checksum_alg: str
+    header_size: int
+    json_length: int
+    keyslots_size: int
+    flags: tuple[str, ...]
+    requirements: tuple[str, ...]
+    payload_offset: int
+    reencrypt: bool
+
+    def __init__(
+        self,
+        *,
+        active_copy: str,
+        other_copy: str,
+        sequence_id: int,
+        label: str,
+        subsystem: str,
+        uuid: str,
+        checksum_alg: str,
+        header_size: int,
+        json_length: int,
+        keyslots_size: int,
+        flags: tuple[str, ...],
+        requirements: tuple[str, ...],
+        payload_offset: int,
+        reencrypt: bool,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "active_copy", active_copy)
+        put(self, "other_copy", other_copy)
+        put(self, "sequence_id", sequence_id)
+        put(self, "label", label)
+        put(self, "subsystem", subsystem)
+        put(self, "uuid", uuid)
+        put(self, "checksum_alg", checksum_alg)
+        put(self, "header_size", header_size)
+        put(self, "json_length", json_length)
+        put(self, "keyslots_size", keyslots_size)
+        put(self, "flags", flags)
+        put(self, "requirements", requirements)
+        put(self, "payload_offset", payload_offset)
+        put(self, "reencrypt", reencrypt)
+
+
 class Info(Message):
     """What an image is. Keys that qemu-img prints have its names and meanings; an absent key is one that qemu-img omits.
 
@@ -1347,9 +1439,13 @@ class Info(Message):
     ``vhdx``: facts of a VHDX image
 
     ``vmdk``: facts of a VMDK image
+
+    ``luks2``: facts of a LUKS2 container
+
+    ``unlocked-keyslot``: number of the key slot that the passphrase opened
     """
 
-    __slots__ = ("format", "virtual_size", "file_length", "cluster_size", "dirty_flag", "encrypted", "compressed", "backing_filename", "backing_filename_format", "recognised", "end_offset", "qcow2", "vhd", "luks", "vhdx", "vmdk")
+    __slots__ = ("format", "virtual_size", "file_length", "cluster_size", "dirty_flag", "encrypted", "compressed", "backing_filename", "backing_filename_format", "recognised", "end_offset", "qcow2", "vhd", "luks", "vhdx", "vmdk", "luks2", "unlocked_keyslot")
     NAME = "info"
     FIELDS = (
         Field("format", "format", "text", False, False, None),
@@ -1368,6 +1464,8 @@ class Info(Message):
         Field("luks", "luks", "message", True, False, InfoLuks),
         Field("vhdx", "vhdx", "message", True, False, InfoVhdx),
         Field("vmdk", "vmdk", "message", True, False, InfoVmdk),
+        Field("luks2", "luks2", "message", True, False, InfoLuks2),
+        Field("unlocked-keyslot", "unlocked_keyslot", "uint", True, False, None),
     )
     format: str
     virtual_size: int
@@ -1385,6 +1483,8 @@ class Info(Message):
     luks: InfoLuks | None
     vhdx: InfoVhdx | None
     vmdk: InfoVmdk | None
+    luks2: InfoLuks2 | None
+    unlocked_keyslot: int | None
 
     def __init__(
         self,
@@ -1405,6 +1505,8 @@ class Info(Message):
         luks: InfoLuks | None = None,
         vhdx: InfoVhdx | None = None,
         vmdk: InfoVmdk | None = None,
+        luks2: InfoLuks2 | None = None,
+        unlocked_keyslot: int | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -1423,6 +1525,242 @@ class Info(Message):
         put(self, "luks", luks)
         put(self, "vhdx", vhdx)
         put(self, "vmdk", vmdk)
+        put(self, "luks2", luks2)
+        put(self, "unlocked_keyslot", unlocked_keyslot)
+
+
+class InfoLuks2Keyslot(Message):
+    """A key slot of a LUKS2 container.
+
+    ``id``: 0 to 31
+
+    ``type``: luks2 or reencrypt
+
+    ``priority``: 0 ignored unless asked for, 1 normal, 2 tried first
+
+    ``encryption``: of the area, for example aes-xts-plain64
+
+    ``kdf``: pbkdf2, argon2i or argon2id
+
+    ``hash``: of pbkdf2
+
+    ``iterations``: of pbkdf2
+
+    ``passes``: of argon2: its time cost
+
+    ``memory``: of argon2: KiB
+
+    ``lanes``: of argon2: its cpus
+
+    ``stripes``: of the anti-forensic splitter
+
+    ``mode``: of reencrypt: reencrypt, encrypt or decrypt
+    """
+
+    __slots__ = ("id", "type", "key_size", "priority", "area_type", "area_offset", "area_size", "encryption", "kdf", "hash", "iterations", "passes", "memory", "lanes", "stripes", "mode")
+    NAME = "info-luks2-keyslot"
+    FIELDS = (
+        Field("id", "id", "uint", False, False, None),
+        Field("type", "type", "text", False, False, None),
+        Field("key-size", "key_size", "uint", False, False, None),
+        Field("priority", "priority", "uint", False, False, None),
+        Field("area-type", "area_type", "text", False, False, None),
+        Field("area-offset", "area_offset", "uint", False, False, None),
+        Field("area-size", "area_size", "uint", False, False, None),
+        Field("encryption", "encryption", "text", True, False, None),
+        Field("kdf", "kdf", "text", True, False, None),
+        Field("hash", "hash", "text", True, False, None),
+        Field("iterations", "iterations", "uint", True, False, None),
+        Field("passes", "passes", "uint", True, False, None),
+        Field("memory", "memory", "uint", True, False, None),
+        Field("lanes", "lanes", "uint", True, False, None),
+        Field("stripes", "stripes", "uint", True, False, None),
+        Field("mode", "mode", "text", True, False, None),
+    )
+    id: int
+    type: str
+    key_size: int
+    priority: int
+    area_type: str
+    area_offset: int
+    area_size: int
+    encryption: str | None
+    kdf: str | None
+    hash: str | None
+    iterations: int | None
+    passes: int | None
+    memory: int | None
+    lanes: int | None
+    stripes: int | None
+    mode: str | None
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        type: str,
+        key_size: int,
+        priority: int,
+        area_type: str,
+        area_offset: int,
+        area_size: int,
+        encryption: str | None = None,
+        kdf: str | None = None,
+        hash: str | None = None,
+        iterations: int | None = None,
+        passes: int | None = None,
+        memory: int | None = None,
+        lanes: int | None = None,
+        stripes: int | None = None,
+        mode: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "id", id)
+        put(self, "type", type)
+        put(self, "key_size", key_size)
+        put(self, "priority", priority)
+        put(self, "area_type", area_type)
+        put(self, "area_offset", area_offset)
+        put(self, "area_size", area_size)
+        put(self, "encryption", encryption)
+        put(self, "kdf", kdf)
+        put(self, "hash", hash)
+        put(self, "iterations", iterations)
+        put(self, "passes", passes)
+        put(self, "memory", memory)
+        put(self, "lanes", lanes)
+        put(self, "stripes", stripes)
+        put(self, "mode", mode)
+
+
+class InfoLuks2Segment(Message):
+    """A segment of a LUKS2 container: a part of the disk, or of the disk as it was before a reencryption.
+
+    ``id``: 0 to 31
+
+    ``type``: crypt or linear
+
+    ``size``: absent: to the end of the device
+
+    ``integrity``: kind of its integrity protection
+
+    ``backup``: not part of the disk as it is
+    """
+
+    __slots__ = ("id", "type", "offset", "size", "encryption", "sector_size", "integrity", "backup")
+    NAME = "info-luks2-segment"
+    FIELDS = (
+        Field("id", "id", "uint", False, False, None),
+        Field("type", "type", "text", False, False, None),
+        Field("offset", "offset", "uint", False, False, None),
+        Field("size", "size", "uint", True, False, None),
+        Field("encryption", "encryption", "text", True, False, None),
+        Field("sector-size", "sector_size", "uint", True, False, None),
+        Field("integrity", "integrity", "text", True, False, None),
+        Field("backup", "backup", "bool", False, False, None),
+    )
+    id: int
+    type: str
+    offset: int
+    size: int | None
+    encryption: str | None
+    sector_size: int | None
+    integrity: str | None
+    backup: bool
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        type: str,
+        offset: int,
+        backup: bool,
+        size: int | None = None,
+        encryption: str | None = None,
+        sector_size: int | None = None,
+        integrity: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "id", id)
+        put(self, "type", type)
+        put(self, "offset", offset)
+        put(self, "size", size)
+        put(self, "encryption", encryption)
+        put(self, "sector_size", sector_size)
+        put(self, "integrity", integrity)
+        put(self, "backup", backup)
+
+
+class InfoLuks2Digest(Message):
+    """A digest of a LUKS2 container, which verifies a key.
+
+    ``id``: 0 to 31
+    """
+
+    __slots__ = ("id", "type", "hash", "iterations", "keyslots", "segments")
+    NAME = "info-luks2-digest"
+    FIELDS = (
+        Field("id", "id", "uint", False, False, None),
+        Field("type", "type", "text", False, False, None),
+        Field("hash", "hash", "text", True, False, None),
+        Field("iterations", "iterations", "uint", True, False, None),
+        Field("keyslots", "keyslots", "uint", False, True, None),
+        Field("segments", "segments", "uint", False, True, None),
+    )
+    id: int
+    type: str
+    hash: str | None
+    iterations: int | None
+    keyslots: tuple[int, ...]
+    segments: tuple[int, ...]
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        type: str,
+        keyslots: tuple[int, ...],
+        segments: tuple[int, ...],
+        hash: str | None = None,
+        iterations: int | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "id", id)
+        put(self, "type", type)
+        put(self, "hash", hash)
+        put(self, "iterations", iterations)
+        put(self, "keyslots", keyslots)
+        put(self, "segments", segments)
+
+
+class InfoLuks2Token(Message):
+    """A token of a LUKS2 container: how a key slot may be opened without a passphrase.
+
+    ``id``: 0 to 31
+    """
+
+    __slots__ = ("id", "type", "keyslots")
+    NAME = "info-luks2-token"
+    FIELDS = (
+        Field("id", "id", "uint", False, False, None),
+        Field("type", "type", "text", False, False, None),
+        Field("keyslots", "keyslots", "uint", False, True, None),
+    )
+    id: int
+    type: str
+    keyslots: tuple[int, ...]
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        type: str,
+        keyslots: tuple[int, ...],
+    ) -> None:
+        put = object.__setattr__
+        put(self, "id", id)
+        put(self, "type", type)
+        put(self, "keyslots", keyslots)
 
 
 class InfoParentEntry(Message):
@@ -2371,7 +2709,12 @@ MESSAGES: dict[str, type[Message]] = {
     "info-vhd": InfoVhd,
     "info-vhdx": InfoVhdx,
     "info-vmdk": InfoVmdk,
+    "info-luks2": InfoLuks2,
     "info": Info,
+    "info-luks2-keyslot": InfoLuks2Keyslot,
+    "info-luks2-segment": InfoLuks2Segment,
+    "info-luks2-digest": InfoLuks2Digest,
+    "info-luks2-token": InfoLuks2Token,
     "info-parent-entry": InfoParentEntry,
     "info-vmdk-extent": InfoVmdkExtent,
     "info-snapshot": InfoSnapshot,

@@ -110,7 +110,7 @@ pub const CreateOptions = struct {
     data_file_raw: ?bool = null,
     /// qcow2: zlib or zstd
     compression_type: ?[]const u8 = null,
-    /// qcow2: any request for encryption, which is refused
+    /// qcow2: luks or aes; measured, and refused by create
     encryption: ?[]const u8 = null,
     /// vpc: dynamic or fixed
     subformat: ?[]const u8 = null,
@@ -132,7 +132,7 @@ pub const CreateOptions = struct {
     log_size: ?u64 = null,
     /// vhdx: let new blocks of a dynamic image be in state zero
     block_state_zero: ?bool = null,
-    /// luks: aes-128, aes-192 or aes-256
+    /// luks, qcow2 with luks: aes-128, aes-192 or aes-256
     cipher_alg: ?[]const u8 = null,
     /// luks: xts or cbc
     cipher_mode: ?[]const u8 = null,
@@ -437,6 +437,36 @@ pub const InfoVmdk = struct {
     hardware_version: ?[]const u8 = null,
 };
 
+/// A LUKS2 container (LUKS2 On-Disk Format 1.1.4); its objects went before as info-luks2-keyslot, -segment, -digest and -token.
+pub const InfoLuks2 = struct {
+    pub const message_name = "info-luks2";
+
+    /// which header counts: primary or secondary
+    active_copy: []const u8,
+    /// the other header: same, older, or what is wrong with it
+    other_copy: []const u8,
+    /// of the active header
+    sequence_id: u64,
+    label: []const u8,
+    subsystem: []const u8,
+    uuid: []const u8,
+    checksum_alg: []const u8,
+    /// bytes of one header with its JSON area
+    header_size: u64,
+    /// bytes of the JSON text
+    json_length: u64,
+    /// bytes of the area of all key slots
+    keyslots_size: u64,
+    /// persistent activation flags, at most 32
+    flags: []const []const u8,
+    /// what a reader has to know, at most 32
+    requirements: []const []const u8,
+    /// where the first segment of the disk begins
+    payload_offset: u64,
+    /// a reencryption has begun and not ended
+    reencrypt: bool,
+};
+
 /// What an image is. Keys that qemu-img prints have its names and meanings; an absent key is one that qemu-img omits.
 pub const Info = struct {
     pub const message_name = "info";
@@ -473,6 +503,86 @@ pub const Info = struct {
     vhdx: ?InfoVhdx = null,
     /// facts of a VMDK image
     vmdk: ?InfoVmdk = null,
+    /// facts of a LUKS2 container
+    luks2: ?InfoLuks2 = null,
+    /// number of the key slot that the passphrase opened
+    unlocked_keyslot: ?u64 = null,
+};
+
+/// A key slot of a LUKS2 container.
+pub const InfoLuks2Keyslot = struct {
+    pub const message_name = "info-luks2-keyslot";
+
+    /// 0 to 31
+    id: u64,
+    /// luks2 or reencrypt
+    type: []const u8,
+    key_size: u64,
+    /// 0 ignored unless asked for, 1 normal, 2 tried first
+    priority: u64,
+    area_type: []const u8,
+    area_offset: u64,
+    area_size: u64,
+    /// of the area, for example aes-xts-plain64
+    encryption: ?[]const u8 = null,
+    /// pbkdf2, argon2i or argon2id
+    kdf: ?[]const u8 = null,
+    /// of pbkdf2
+    hash: ?[]const u8 = null,
+    /// of pbkdf2
+    iterations: ?u64 = null,
+    /// of argon2: its time cost
+    passes: ?u64 = null,
+    /// of argon2: KiB
+    memory: ?u64 = null,
+    /// of argon2: its cpus
+    lanes: ?u64 = null,
+    /// of the anti-forensic splitter
+    stripes: ?u64 = null,
+    /// of reencrypt: reencrypt, encrypt or decrypt
+    mode: ?[]const u8 = null,
+};
+
+/// A segment of a LUKS2 container: a part of the disk, or of the disk as it was before a reencryption.
+pub const InfoLuks2Segment = struct {
+    pub const message_name = "info-luks2-segment";
+
+    /// 0 to 31
+    id: u64,
+    /// crypt or linear
+    type: []const u8,
+    offset: u64,
+    /// absent: to the end of the device
+    size: ?u64 = null,
+    encryption: ?[]const u8 = null,
+    sector_size: ?u64 = null,
+    /// kind of its integrity protection
+    integrity: ?[]const u8 = null,
+    /// not part of the disk as it is
+    backup: bool,
+};
+
+/// A digest of a LUKS2 container, which verifies a key.
+pub const InfoLuks2Digest = struct {
+    pub const message_name = "info-luks2-digest";
+
+    /// 0 to 31
+    id: u64,
+    type: []const u8,
+    hash: ?[]const u8 = null,
+    iterations: ?u64 = null,
+    keyslots: []const u64,
+    segments: []const u64,
+};
+
+/// A token of a LUKS2 container: how a key slot may be opened without a passphrase.
+pub const InfoLuks2Token = struct {
+    pub const message_name = "info-luks2-token";
+
+    /// 0 to 31
+    id: u64,
+    type: []const u8,
+    keyslots: []const u64,
 };
 
 /// A key and its value from the parent locator of a differencing VHDX, in the order in which they lie.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from vmm.boundary import KVM_DEVICE, Limits
+from vmm.errors import UsageError
 from vmm.operations.foreign import load_elf, run_foreign
 from vmm.operations.info import DEFAULT_QEMU_VERSION
 from vmm.operations.session import OPERATIONS, Session, is_path
@@ -32,6 +33,20 @@ if TYPE_CHECKING:
     from vmm.operations.resize import ResizeReport
 
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def _passphrase(given: bytes | None, path: Path | None) -> bytes | None:
+    """The one that was given, if any.
+
+    :raises UsageError: both were.
+    """
+    if path is None:
+        return given
+    if given is not None:
+        raise UsageError("luks_passphrase and luks_passphrase_file contradict each other")
+    from vmm.operations.passphrase import read_passphrase
+
+    return read_passphrase(os.fsdecode(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +131,13 @@ class Machine:
         chain: bool = False,
         allow_dirs: Path | Iterable[Path] = (),
         backing_chain: bool = False,
+        luks_passphrase: bytes | None = None,
+        luks_passphrase_file: Path | None = None,
     ) -> InfoReport:
-        """What an image is, and what it refers to.  See :func:`vmm.operations.info.info`."""
+        """What an image is, and what it refers to.  See :func:`vmm.operations.info.info`.
+
+        :param luks_passphrase_file: its bytes, all of them, are the passphrase, instead of ``luks_passphrase``.
+        """
         from vmm.operations.info import info as run
 
         return run(
@@ -129,6 +149,7 @@ class Machine:
             chain=chain,
             allow_dirs=_directories(allow_dirs),
             backing_chain=backing_chain,
+            luks_passphrase=_passphrase(luks_passphrase, luks_passphrase_file),
         )
 
     def measure(
@@ -237,12 +258,16 @@ class Machine:
         seed: str | None = None,
         unix_time: int | None = None,
         uuid: bytes | None = None,
+        entropy: bytes | None = None,
+        luks_passphrase: bytes | None = None,
+        luks_passphrase_file: Path | None = None,
         **options: OptionValue,
     ) -> CreateReport:
         """Plan and write an empty image.  See :func:`vmm.operations.create.create`.
 
         :param size: bytes of the virtual disk, or text such as ``10G``.
         :param force: replace an existing file, which is kept otherwise.
+        :param luks_passphrase_file: its bytes, all of them, are the passphrase, instead of ``luks_passphrase``.
         """
         from vmm.operations.create import create as run
 
@@ -257,6 +282,8 @@ class Machine:
             seed=seed,
             unix_time=unix_time,
             uuid=uuid,
+            entropy=entropy,
+            luks_passphrase=_passphrase(luks_passphrase, luks_passphrase_file),
             follow_symlinks=self._follow,
         )
 
@@ -359,6 +386,8 @@ def info(
     chain: bool = False,
     allow_dirs: Path | Iterable[Path] = (),
     backing_chain: bool = False,
+    luks_passphrase: bytes | None = None,
+    luks_passphrase_file: Path | None = None,
     timeout: float | None = None,
     limits: Limits | None = None,
 ) -> InfoReport:
@@ -377,6 +406,8 @@ def info(
             chain=chain,
             allow_dirs=allow_dirs,
             backing_chain=backing_chain,
+            luks_passphrase=luks_passphrase,
+            luks_passphrase_file=luks_passphrase_file,
         )
 
 
@@ -470,6 +501,9 @@ def create(
     seed: str | None = None,
     unix_time: int | None = None,
     uuid: bytes | None = None,
+    entropy: bytes | None = None,
+    luks_passphrase: bytes | None = None,
+    luks_passphrase_file: Path | None = None,
     timeout: float | None = None,
     limits: Limits | None = None,
     **options: OptionValue,
@@ -491,6 +525,9 @@ def create(
             seed=seed,
             unix_time=unix_time,
             uuid=uuid,
+            entropy=entropy,
+            luks_passphrase=luks_passphrase,
+            luks_passphrase_file=luks_passphrase_file,
             **options,
         )
 

@@ -146,7 +146,7 @@ pub const Diagnostic = struct {
     text_length: usize = 0,
 
     /// The `code` of the error message; names are the CBOR spelling with `_` for `-`.
-    pub const Code = enum { invalid_option, unsupported, corrupt, out_of_bounds, too_large, needs_reference, io, no_memory, no_checks };
+    pub const Code = enum { invalid_option, unsupported, corrupt, out_of_bounds, too_large, needs_reference, io, no_memory, no_checks, wrong_passphrase };
 
     pub const Details = struct {
         format: ?[]const u8 = null,

@@ -119,19 +119,22 @@ const Disk = struct {
 
     fn find(self: *const Disk, start: u64) block.Error!Found {
         var length = self.layers[0].image.virtual_size - start;
+        var above: image.Segment = undefined;
         for (self.layers[0..self.count], 0..) |*layer, index| {
             const depth: u32 = @intCast(index);
             if (start >= layer.image.virtual_size) {
-                return .{ .segment = .{ .start = start, .length = length, .kind = .zero, .depth = depth }, .layer = null };
+                // Absent in the image above, which says so of itself: nobody has anything there.
+                return .{ .segment = above, .layer = null };
             }
             var segment = layer.image.segmentAt(start) catch |reason|
                 return blame(self.context.of(.{ .number = layer.number, .device = layer.device }), reason);
             segment.length = @min(segment.length, length);
+            segment.depth += depth;
+            if (segment.device == 0) segment.device = layer.number;
             if (segment.kind != .unallocated or index + 1 == self.count) {
-                segment.depth += depth;
-                if (segment.device == 0) segment.device = layer.number;
                 return .{ .segment = segment, .layer = layer };
             }
+            above = segment;
             length = segment.length;
         }
         unreachable;

@@ -31,6 +31,7 @@ pub const vhd = @import("vhd/vhd.zig");
 pub const vhdx = @import("vhdx/vhdx.zig");
 pub const qcow2 = @import("qcow2/qcow2.zig");
 pub const vmdk = @import("vmdk/vmdk.zig");
+pub const luks = @import("luks/luks.zig");
 pub const content = @import("content/content.zig");
 /// Images with what stands behind them.
 pub const chain = @import("chain.zig");
@@ -42,6 +43,7 @@ pub const drivers: []const image.Driver = &([_]image.Driver{
     vhd.driver,
     vhdx.driver,
     vmdk.driver,
+    luks.driver,
 } ++ recognised.drivers ++ [_]image.Driver{
     raw.driver,
 });
@@ -59,6 +61,7 @@ pub fn Registry(comptime purpose: Purpose) type {
                 if (purpose == .resize or purpose == .references or (purpose == .create and driver.size != null)) kept[i].open = null;
                 if (purpose != .info) kept[i].info = null;
                 if (purpose != .info) kept[i].read = null;
+                if (purpose != .info) kept[i].unlock = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;
@@ -165,6 +168,7 @@ test {
     _ = vhd;
     _ = vhdx;
     _ = vmdk;
+    _ = luks;
     _ = content;
     _ = @import("test_chain.zig");
 }

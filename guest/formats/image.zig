@@ -181,6 +181,14 @@ pub const Image = struct {
     }
 };
 
+/// An encrypted image that a passphrase opened.
+pub const Unlocked = struct {
+    /// Its `read` decrypts.
+    image: Image,
+    /// Number of the key slot that the passphrase opened.
+    keyslot: u32,
+};
+
 /// Where an operation's messages go while a format is at work (lists are streamed, never collected).
 pub const Sink = struct {
     context: *anyopaque,
@@ -216,6 +224,8 @@ pub const Driver = struct {
     identity: ?*const fn (context: Context, device: block.Device) block.Error!Identity = null,
     /// Plan another virtual size, in bytes, of the image on `device`; reads and never writes.
     resize: ?*const fn (context: Context, device: block.Device, request: *const messages.ResizeRequest) block.Error!steps.Resize = null,
+    /// Open an encrypted image with the context's passphrase, for reading what the disk holds (`Image.read`).
+    unlock: ?*const fn (context: Context, device: block.Device) block.Error!Unlocked = null,
     /// Check consistency; findings go to the sink first.
     check: ?*const fn (context: Context, device: block.Device, sink: Sink, report: *messages.Check) block.Error!void = null,
 };

@@ -69,7 +69,7 @@ const variants: [known.len][]const u8 = blk: {
 };
 
 /// Formats with a driver of their own: only their variants are told here.
-const built = [_][]const u8{ "vhdx", "vmdk" };
+const built = [_][]const u8{ "vhdx", "vmdk", "luks" };
 
 fn isBuilt(name: []const u8) bool {
     for (built) |one| if (std.mem.eql(u8, one, name)) return true;
@@ -115,7 +115,7 @@ pub fn variant(p: *const image.Probe, name: []const u8) ?[]const u8 {
 
 /// Formats for which qemu-img's `check` ends with status 63 as well.
 pub fn hasNoChecks(name: []const u8) bool {
-    const without = [_][]const u8{ "raw", "qcow", "luks", "bochs", "cloop", "dmg", "asif" };
+    const without = [_][]const u8{ "raw", "qcow", "bochs", "cloop", "dmg", "asif" };
     for (without) |one| if (std.mem.eql(u8, one, name)) return true;
     return false;
 }

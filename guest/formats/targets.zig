@@ -18,10 +18,11 @@ pub const targets = [_]Target{
     .{ .name = "vhdx", .measure = @import("vhdx/measure.zig").measure, .plan = @import("vhdx/create.zig").plan },
     .{ .name = "vpc", .measure = @import("vhd/layout.zig").measure, .plan = @import("vhd/create.zig").plan },
     .{ .name = "vmdk", .measure = @import("vmdk/measure.zig").measure, .plan = @import("vmdk/create.zig").plan },
+    .{ .name = "luks", .measure = @import("luks/layout.zig").measure, .plan = @import("luks/create.zig").plan },
 };
 
 /// Formats that qemu-img knows and that are no destination here.
-const others = [_][]const u8{ "vdi", "qcow", "qed", "parallels", "luks", "dmg", "bochs", "cloop" };
+const others = [_][]const u8{ "vdi", "qcow", "qed", "parallels", "dmg", "bochs", "cloop" };
 
 pub const Purpose = enum { measure, create };
 

@@ -110,8 +110,8 @@ test "the highest image that knows answers, and nobody below a short one" {
         .{ .length = 512, .kind = .data, .device = 1, .depth = 1, .offset = 8 * 512 },
         // The last image ends after five clusters, the second after six.
         .{ .length = 512, .kind = .data, .device = 2, .depth = 2, .offset = 4 * 512 },
-        .{ .length = 512, .kind = .zero, .depth = 2 },
-        .{ .length = 1024, .kind = .zero, .depth = 1 },
+        .{ .length = 512, .kind = .unallocated, .depth = 1 },
+        .{ .length = 1024, .kind = .unallocated, .depth = 0 },
     });
 }
 

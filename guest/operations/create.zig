@@ -20,7 +20,9 @@ const registry = formats.Registry(.create);
 
 pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.CreateRequest);
-    const context = run.context();
+    var context = run.context();
+    context.progress = sdk.table.progress;
+    if (request.passphrase) |passphrase| context.passphrase = passphrase.bytes;
     const target = try targets.byName(.create, context, request.format);
     const options: messages.CreateOptions = request.options orelse .{};
     var from = try seed(run, request);

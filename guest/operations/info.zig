@@ -18,6 +18,8 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
     const request = try run.request(messages.InfoRequest);
     var context = run.context();
     context.files = run.files(request.files);
+    context.progress = sdk.table.progress;
+    if (request.passphrase) |passphrase| context.passphrase = passphrase.bytes;
     var format = request.format;
     // What an image behind the first one is called by the one that names it.
     var stated: ?[]const u8 = null;
@@ -77,13 +79,36 @@ fn content(
     driver: *const formats.image.Driver,
     report: *messages.Info,
 ) sdk.Error!void {
-    if (driver.open == null or report.encrypted orelse false) return;
+    if (report.encrypted orelse false) return decrypted(run, context, device, driver, report);
+    if (driver.open == null) return;
+    if (context.passphrase != null) try run.emit(messages.InfoNote{ .code = "passphrase-not-needed", .message = "a passphrase was given, and the image is not encrypted" });
     if (report.qcow2) |qcow2| if (qcow2.data_file != null and context.files == null) return;
     const kind = look(run, context, device, driver) catch |reason| switch (reason) {
         error.Refused => return run.emit(messages.InfoNote{ .code = "content-unreadable", .message = run.diagnostic.message() }),
         else => return reason,
     };
     if (report.recognised == null) report.recognised = kind;
+}
+
+/// What lies on an encrypted disk, for whoever has its passphrase.
+fn decrypted(
+    run: *sdk.Run,
+    context: formats.image.Context,
+    device: block.Device,
+    driver: *const formats.image.Driver,
+    report: *messages.Info,
+) sdk.Error!void {
+    if (context.passphrase == null) return;
+    const unlock = driver.unlock orelse
+        return run.diagnostic.refuse(.unsupported, .{ .format = driver.name }, "{s}: this version cannot unlock it", .{driver.name});
+    const unlocked = try unlock(context, device);
+    report.unlocked_keyslot = unlocked.keyslot;
+    if (report.qcow2) |qcow2| if (qcow2.data_file != null) return;
+    const kind = formats.content.report(context, unlocked.image, device, run.sink()) catch |reason| switch (reason) {
+        error.Refused => return run.emit(messages.InfoNote{ .code = "content-unreadable", .message = run.diagnostic.message() }),
+        else => return reason,
+    };
+    if (kind) |name| report.recognised = name;
 }
 
 fn look(run: *sdk.Run, context: formats.image.Context, device: block.Device, driver: *const formats.image.Driver) sdk.Error!?[]const u8 {

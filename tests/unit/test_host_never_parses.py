@@ -53,6 +53,7 @@ MAY_READ = {
     "machine/doctor.py": "what the kernel says of itself, under /proc and /sys",
     "operations/session.py": "the ELF files of the package's operations",
     "operations/foreign.py": "the ELF file of an operation that the user brings",
+    "operations/passphrase.py": "the passphrase that the user names, which is no image",
     "machine/guests.py": "the ELF file of the runtime that comes with the package",
     "machine/memory.py": "mmap of anonymous memory: the RAM of the guest",
     "host/_build.py": "when the package is built: the C source of the binding",

@@ -100,15 +100,40 @@ def test_refused(target: str, name: str, value: str | None, text: str) -> None:
         build_options(target, {name: value})
 
 
-def test_encryption_reaches_the_guest_which_refuses_it() -> None:
-    for name, value in (("encryption", "on"), ("encrypt.format", "luks"), ("encrypt.key-secret", "s")):
+def test_encryption_reaches_the_guest() -> None:
+    for name, value, method in (("encryption", "on", "aes"), ("encrypt.format", "luks", "luks")):
         options, _ = build_options("qcow2", {name: value})
         assert options is not None
-        assert options.encryption == name
+        assert options.encryption == method
     assert build_options("qcow2", {"encryption": "off"}) == (None, None)
+    options, _ = build_options("qcow2", {"encrypt.format": "luks", "encrypt.cipher-alg": "aes-128"})
+    assert options is not None
+    assert (options.encryption, options.cipher_alg) == ("luks", "aes-128")
+    with pytest.raises(UsageError, match="Invalid parameter 'cipher-alg'"):
+        build_options("qcow2", {"cipher-alg": "aes-128"})
 
 
-@pytest.mark.parametrize("target", ["raw", "qcow2", "vpc", "vmdk"])
+def test_options_of_luks() -> None:
+    options, _ = build_options("luks", {"cipher_alg": "aes-128", "ivgen-alg": "essiv", "iterations": 2000})
+    assert options is not None
+    assert (options.cipher_alg, options.ivgen_alg, options.iterations) == ("aes-128", "essiv", 2000)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "text"),
+    [
+        ("luks", "key-secret", "--luks-passphrase-file"),
+        ("luks", "iter-time", "iterations=N"),
+        ("qcow2", "encrypt.key-secret", "--luks-passphrase-file"),
+        ("qcow2", "encrypt.iter-time", "iterations=N"),
+    ],
+)
+def test_qemus_ways_of_encryption_are_refused_with_ours(target: str, name: str, text: str) -> None:
+    with pytest.raises(UsageError, match=f"'{name}' is not supported: .*{text}"):
+        build_options(target, {name: "1"})
+
+
+@pytest.mark.parametrize("target", ["raw", "qcow2", "vpc", "luks", "vmdk"])
 def test_help_names_every_option(target: str) -> None:
     text = options_help(target)
     assert text.startswith(f"Supported {target} options:\n")

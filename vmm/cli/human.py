@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from vmm.cli.reports import format_specific
+from vmm.cli.reports import format_specific, luks2
 from vmm.operations.text import printable
 
 TYPE_CHECKING = False
@@ -114,6 +114,8 @@ def info_text(report: InfoReport, version: tuple[int, int]) -> str:
     specific = format_specific(report, version)
     if specific is not None:
         lines += ["Format specific information:", *_dump(specific["data"], 1)]
+    elif image.luks2 is not None:
+        lines += ["Format specific information:", *_dump(luks2(report), 1)]
     if version >= (8, 0):
         length = (image.file_length + 511) // 512 * 512
         lines += [

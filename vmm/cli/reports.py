@@ -29,6 +29,7 @@ _INFO_TOP = frozenset(
         "qcow2",
         "luks",
         "vmdk",
+        "luks2",
     )
 )
 _QCOW2_TOP = (
@@ -80,6 +81,17 @@ def _vmdk(report: InfoReport) -> Json:
         for extent in report.extents
     ]
     return data
+
+
+def luks2(report: InfoReport) -> Json:
+    """The facts of a LUKS2 container, for which qemu-img has no keys."""
+    assert report.image.luks2 is not None
+    return report.image.luks2.as_fields() | {
+        "keyslots": [message.as_fields() for message in report.luks2_keyslots],
+        "segments": [message.as_fields() for message in report.luks2_segments],
+        "digests": [message.as_fields() for message in report.luks2_digests],
+        "tokens": [message.as_fields() for message in report.luks2_tokens],
+    }
 
 
 def format_specific(report: InfoReport, version: tuple[int, int]) -> Json | None:
@@ -156,6 +168,8 @@ def _info_own(report: InfoReport) -> Json:
     if report.image.vmdk is not None:
         own["vmdk"] = {key: value for key, value in report.image.vmdk.as_fields().items() if key not in _VMDK_TOP}
         own["extents"] = [extent.as_fields() for extent in report.extents]
+    if report.image.luks2 is not None:
+        own["luks2"] = luks2(report)
     own["references"] = [reference.as_fields() for reference in report.references]
     if report.followed:
         own["followed"] = [

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def answer(command: Answers, path: str | None, first: bool) -> int:
     """One answer; the exit status."""
+    from vmm.cli.runoptions import passphrase
     from vmm.operations.create import create
     from vmm.operations.options import collect_options
 
@@ -34,6 +35,7 @@ def answer(command: Answers, path: str | None, first: bool) -> int:
         seed=arguments.get("seed"),
         unix_time=_unix_time(arguments.get("unix-time")),
         uuid=_uuid(arguments.get("uuid")),
+        luks_passphrase=passphrase(arguments),
         follow_symlinks=command.follow,
     )
     if command.json:

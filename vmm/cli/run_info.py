@@ -20,6 +20,7 @@ def answer(command: Answers, path: str | None, first: bool) -> int:
         str(path),
         format=command.arguments.get("format"),
         qemu_version=".".join(map(str, version)),
+        luks_passphrase=runoptions.passphrase(command.arguments),
         follow_symlinks=command.follow,
         chain=command.chain,
         allow_dirs=command.allow_dirs,

@@ -55,13 +55,16 @@ _CHAIN = (
     Option("allow-dir", ("--allow-dir",), "DIR", "with --chain: follow them also below DIR (may be repeated)"),
 )
 _QEMU_VERSION = Option("qemu-version", ("--qemu-version",), "X.Y", "answer as this release of qemu-img (default: 7.2)")
+_PASSPHRASE = Option(
+    "luks-passphrase-file", ("--luks-passphrase-file",), "FILE", "its bytes, all of them, are the passphrase of LUKS"
+)
 _IMAGE_OPTS = Option("image-opts", ("--image-opts",), None, "not supported")
 _OBJECT = Option("object", ("--object",), "DEF", "not supported")
 
 #: Options that qemu-img has and this does not, with the reason.
 REFUSED = {
     "image-opts": "--image-opts is not supported: FILE is a path",
-    "object": "--object is not supported: no operation takes secrets",
+    "object": "--object is not supported: no operation takes secrets (see --luks-passphrase-file)",
     "repair": "-r is not supported: check never writes",
     "snapshot": "-l is not supported: snapshots are not measured",
 }
@@ -70,6 +73,7 @@ BY_OPERATION = {
     "info": (
         _FORMAT,
         _QEMU_VERSION,
+        _PASSPHRASE,
         *_CHAIN,
         Option("backing-chain", ("--backing-chain",), None, "--chain, and describe every image behind FILE too"),
         _IMAGE_OPTS,
@@ -77,7 +81,9 @@ BY_OPERATION = {
     ),
     "measure": (
         _FORMAT,
-        Option("target", ("-O", "--target-format"), "FMT", "target format: raw (default), qcow2, vpc or vhdx"),
+        Option(
+            "target", ("-O", "--target-format"), "FMT", "target format: raw (default), qcow2, vmdk, vpc, vhdx or luks"
+        ),
         Option("size", ("--size", "-s"), "SIZE", "measure an empty disk instead of FILE"),
         _OPTIONS,
         *_CHAIN,
@@ -118,6 +124,7 @@ BY_OPERATION = {
             "time to write into the image (default: now)",
         ),
         Option("uuid", ("--uuid",), "UUID", "identity to write into the image (default: random)"),
+        _PASSPHRASE,
         _OBJECT,
     ),
     "resize": (
@@ -210,6 +217,21 @@ def _seconds(text: str) -> float:
     if not 0 < value <= 1e9:
         raise UsageError(f"--timeout takes a number of seconds above 0, not '{printable(text)}'")
     return value
+
+
+def passphrase(arguments: Arguments) -> bytes | None:
+    """What ``--luks-passphrase-file`` names.
+
+    :raises UsageError: it goes together with ``--record``, which would keep it.
+    """
+    path = arguments.get("luks-passphrase-file")
+    if path is None:
+        return None
+    if "record" in arguments:
+        raise UsageError("--record and --luks-passphrase-file contradict each other: a bundle holds the request")
+    from vmm.operations.passphrase import read_passphrase
+
+    return read_passphrase(path)
 
 
 def max_record(arguments: Arguments) -> int:

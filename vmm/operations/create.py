@@ -11,6 +11,7 @@ from vmm.operations.files import InputFile
 from vmm.operations.options import build_options
 from vmm.operations.output import OutputFile, close_all
 from vmm.operations.outputs import commit_all, target_name, write_outputs
+from vmm.operations.passphrase import check_passphrase
 from vmm.operations.sizes import parse_size
 from vmm.operations.text import printable
 from vmm.record import dataclass
@@ -126,13 +127,14 @@ def create(
     uuid: bytes | None = None,
     entropy: bytes | None = None,
     parent_cid: int | None = None,
+    luks_passphrase: bytes | None = None,
     follow_symlinks: bool = False,
 ) -> CreateReport:
     """Write an empty image; it is there whole or, when anything fails, not at all.
 
     Some formats have further files, which lie beside ``path`` and are named after it.
 
-    :param format: driver name: raw, qcow2, vmdk, vpc or vhdx.
+    :param format: driver name: raw, qcow2, vmdk, vpc, vhdx or luks.
     :param size: bytes, or text such as ``10G``; may stand among ``options`` instead.  None: that of the backing file.
     :param options: creation options by qemu-img's names.
     :param backing_unsafe: write the name of the backing file without opening it; the size is needed then.
@@ -143,11 +145,16 @@ def create(
     :param uuid: 16 bytes of identity for formats that record one; None: random.
     :param entropy: 32 bytes that every other random part of the image is made of; None: random.
     :param parent_cid: vmdk: content identifier of the backing file, 32 bits.
+    :param luks_passphrase: opens the first key slot of a LUKS container.
     :raises UsageError: an option does not exist, or the size is given twice.
     :raises FileError: the file exists (``errno`` among the details is ``EEXIST``), or a file cannot be opened or made.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     typed, option_size = build_options(format, options or {})
+    if luks_passphrase is not None:
+        if format != "luks":
+            raise UsageError(f"Format {printable(format)} takes no passphrase", file=path)
+        check_passphrase(luks_passphrase)
     if size is not None and option_size is not None:
         raise UsageError("The image size must be specified only once", file=path)
     data_file = typed.data_file if typed is not None else None
@@ -164,6 +171,7 @@ def create(
         entropy=entropy if entropy is not None else os.urandom(32) if seed is None else _derived(seed, "entropy"),
         name=target_name(path, follow_symlinks=follow_symlinks),
         parent_cid=parent_cid,
+        passphrase=luks_passphrase,
         backing_time=None if backing is None else backing.changed,
     )
     outputs: list[OutputFile] = []

@@ -6,6 +6,10 @@ from calltable.messages import (
     Info,
     InfoBitmap,
     InfoFilesystem,
+    InfoLuks2Digest,
+    InfoLuks2Keyslot,
+    InfoLuks2Segment,
+    InfoLuks2Token,
     InfoNote,
     InfoParentEntry,
     InfoPartition,
@@ -19,6 +23,7 @@ from vmm.errors import GuestFailedError
 from vmm.operations.files import InputFile
 from vmm.operations.follow import open_chain
 from vmm.operations.names import combine_path
+from vmm.operations.passphrase import check_passphrase
 from vmm.operations.text import printable
 from vmm.record import dataclass, replace
 
@@ -47,6 +52,10 @@ _LISTS = tuple(
         InfoNote,
         InfoParentEntry,
         InfoVmdkExtent,
+        InfoLuks2Keyslot,
+        InfoLuks2Segment,
+        InfoLuks2Digest,
+        InfoLuks2Token,
     )
 )
 
@@ -77,6 +86,10 @@ class InfoReport:
     followed: tuple[FollowedFile, ...] = ()
     #: Reports on the images behind this one, the nearest first; only where they were asked for.
     backing_chain: tuple[InfoReport, ...] = ()
+    luks2_keyslots: tuple[InfoLuks2Keyslot, ...] = ()
+    luks2_segments: tuple[InfoLuks2Segment, ...] = ()
+    luks2_digests: tuple[InfoLuks2Digest, ...] = ()
+    luks2_tokens: tuple[InfoLuks2Token, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -116,6 +129,7 @@ def info(
     *,
     format: str | None = None,  # noqa: A002  (qemu-img's word)
     qemu_version: str = DEFAULT_QEMU_VERSION,
+    luks_passphrase: bytes | None = None,
     follow_symlinks: bool = False,
     chain: bool = False,
     allow_dirs: Iterable[str] = (),
@@ -129,9 +143,12 @@ def info(
         note, as qemu-img describes an image without them, but for the extents of a disk.
     :param allow_dirs: directories below which they may lie, besides the image's own.
     :param backing_chain: follow, and report on every image behind this one as well; all of them have to be there.
+    :param luks_passphrase: unlocks an encrypted image, so that what lies on its disk is told as well.
     :raises VmmError: see :mod:`vmm.errors`.
     """
     version = None if qemu_version == DEFAULT_QEMU_VERSION else qemu_version
+    if luks_passphrase is not None:
+        check_passphrase(luks_passphrase)
     with InputFile(path, follow_symlinks=follow_symlinks) as file:
         file.refuse_empty(format)
         with open_chain(
@@ -147,7 +164,9 @@ def info(
             reports = []
             number: int | None = 0
             while number is not None:
-                reports.append(_describe(session, files, number, format, version))
+                reports.append(
+                    _describe(session, files, number, format, version, luks_passphrase if number == 0 else None)
+                )
                 number = files.behind(number) if backing_chain else None
             followed = files.followed()
             notes = tuple(_not_followed(error) for error in files.refusals)
@@ -167,12 +186,15 @@ def _describe(
     number: int,
     format: str | None,  # noqa: A002
     version: str | None,
+    passphrase: bytes | None,
 ) -> InfoReport:
     """The report on one of the files."""
     found: dict[str, list[Message]] = {name: [] for name in _LISTS}
     main = session.answer(
         "info",
-        InfoRequest(format=format, qemu_version=version, files=files.files(), image=number or None),
+        InfoRequest(
+            format=format, qemu_version=version, files=files.files(), image=number or None, passphrase=passphrase
+        ),
         files.devices(),
         lambda message: found[message.NAME].append(message),
         main=Info.NAME,

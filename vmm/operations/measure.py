@@ -59,7 +59,7 @@ def measure(
 ) -> MeasureReport:
     """Measure a file, or an empty disk of ``size`` bytes.
 
-    :param target: driver name of the target: raw, qcow2, vpc or vhdx.
+    :param target: driver name of the target: raw, qcow2, vmdk, vpc, vhdx or luks.
     :param format: driver name of the source; None: the guest detects it.
     :param size: bytes, or text such as ``10G``; instead of ``path``.
     :param options: creation options of the target by qemu-img's names.

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     #: What a keyword may carry.
     OptionValue = str | int | bool
 
-_ALL = ("raw", "qcow2", "vmdk", "vpc", "vhdx")
+_ALL = ("raw", "qcow2", "vmdk", "vpc", "vhdx", "luks")
+_LUKS = ("luks",)
+_FILLED = ("raw", "vmdk", "luks")
 _UINT_MAX = (1 << 64) - 1
 
 #: qemu-img's name -> (attribute of CreateOptions, type, target formats that have it, what it is).
@@ -24,26 +26,46 @@ OPTIONS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "backing_fmt": ("backing_format", "str", ("qcow2", "vmdk", "vpc", "vhdx"), "format of the backing file"),
     "block_size": ("block_size", "size", ("vhdx",), "bytes of a block: 1M to 256M, or 0: by the size"),
     "block_state_zero": ("block_state_zero", "bool", ("vhdx",), "start with blocks in state ZERO (default: on)"),
+    "cipher-alg": ("cipher_alg", "str", _LUKS, "aes-128, aes-192 or aes-256"),
+    "cipher-mode": ("cipher_mode", "str", _LUKS, "xts or cbc"),
     "cluster_size": ("cluster_size", "size", ("qcow2",), "bytes of a cluster, a power of two from 512 to 2M"),
     "compat": ("compat", "str", ("qcow2",), "0.10 (v2) or 1.1 (v3)"),
     "compat6": ("compat6", "bool", ("vmdk",), "virtual hardware version 6"),
     "compression_type": ("compression_type", "str", ("qcow2",), "zlib or zstd, for clusters compressed later"),
     "data_file": ("data_file", "str", ("qcow2",), "file that holds the data outside the image"),
     "data_file_raw": ("data_file_raw", "bool", ("qcow2",), "keep the data file readable as a raw image"),
-    "encryption": ("encryption", "str", ("qcow2",), "not supported"),
+    "encryption": ("encryption", "str", ("qcow2",), "measured, not created: also encrypt.format=luks"),
     "extended_l2": ("extended_l2", "bool", ("qcow2",), "L2 entries with subclusters"),
     "extent_size_hint": ("extent_size_hint", "size", _ALL, "a wish to the file system, without effect here"),
     "force_size": ("force_size", "bool", ("vpc",), "keep the size exactly instead of rounding it to a geometry"),
     "hwversion": ("hwversion", "str", ("vmdk",), "virtual hardware version to write into the descriptor"),
+    "hash-alg": ("hash_alg", "str", _LUKS, "sha1, sha256 or sha512"),
+    "iterations": ("iterations", "number", _LUKS, "PBKDF2 iterations of the key slot (default: 600000)"),
+    "ivgen-alg": ("ivgen_alg", "str", _LUKS, "plain, plain64 or essiv"),
+    "ivgen-hash-alg": ("ivgen_hash_alg", "str", _LUKS, "hash of essiv: sha256"),
     "lazy_refcounts": ("lazy_refcounts", "bool", ("qcow2",), "let refcounts be updated late"),
     "log_size": ("log_size", "size", ("vhdx",), "bytes of the log, a multiple of 1M (default: 1M)"),
     "nocow": ("nocow", "bool", _ALL, "a wish to the file system, without effect here"),
-    "preallocation": ("preallocation", "str", ("raw", "qcow2", "vmdk"), "off, metadata (qcow2), falloc or full"),
+    "preallocation": (
+        "preallocation",
+        "str",
+        ("raw", "qcow2", "vmdk", "luks"),
+        "off, metadata (qcow2), falloc or full",
+    ),
     "refcount_bits": ("refcount_bits", "number", ("qcow2",), "width of a refcount: 1, 2, 4, 8, 16, 32 or 64"),
     "size": ("", "size", _ALL, "bytes of the virtual disk"),
     "subformat": ("subformat", "str", ("vmdk", "vpc", "vhdx"), "kind of the image, one of those that the format has"),
     "toolsversion": ("toolsversion", "str", ("vmdk",), "version of the guest tools to write into the descriptor"),
     "zeroed_grain": ("zeroed_grain", "bool", ("vmdk",), "let grains be marked as zero"),
+}
+
+#: Options of LUKS that qcow2 has with ``encrypt.`` in front.
+ENCRYPTION = ("cipher-alg", "cipher-mode", "hash-alg", "ivgen-alg", "ivgen-hash-alg", "iterations")
+
+#: qemu's options of encryption that have no place here, with the reason.
+_REFUSED = {
+    "key-secret": "no operation takes secrets: the passphrase comes from --luks-passphrase-file",
+    "iter-time": "nothing here measures time: give the number of iterations with iterations=N",
 }
 
 _BOOLEANS = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no": False, "false": False, "n": False}
@@ -124,7 +146,17 @@ def build_options(target: str, given: Mapping[str, OptionValue | None]) -> tuple
     size: int | None = None
     for original, given_value in given.items():
         name, value = original, given_value
-        if name.startswith("encrypt."):
+        if name not in names and name.replace("_", "-") in names:
+            # As a Python keyword.
+            name = name.replace("_", "-")
+        inner = name.removeprefix("encrypt.") if target == "qcow2" else name
+        if (target == "luks" or inner != name) and inner in _REFUSED:
+            raise UsageError(f"'{name}' is not supported: {_REFUSED[inner]}", target=target)
+        if inner != name and inner in ENCRYPTION:
+            # The guest says what goes with what.
+            chosen[OPTIONS[inner][0]] = _convert(inner, OPTIONS[inner][1], "" if value is None else value)
+            continue
+        if name == "encrypt.format":
             name = "encryption"
         elif value is None and name not in names and name.removeprefix("no") in names:
             name, value = name.removeprefix("no"), "off"
@@ -137,7 +169,7 @@ def build_options(target: str, given: Mapping[str, OptionValue | None]) -> tuple
         if name == "size":
             size = parse_size(typed)
         elif name == "encryption":
-            chosen[attribute] = original if str(typed) not in ("off", "no", "false", "n") else "off"
+            chosen[attribute] = _encryption(original, str(typed))
         else:
             chosen[attribute] = typed
     if chosen.get("encryption") == "off":
@@ -145,6 +177,13 @@ def build_options(target: str, given: Mapping[str, OptionValue | None]) -> tuple
     if not chosen:
         return None, size
     return CreateOptions.from_fields({key.replace("_", "-"): value for key, value in chosen.items()}), size
+
+
+def _encryption(name: str, value: str) -> str:
+    """The method that an option asks for: ``encryption=on`` is the older spelling of aes."""
+    if name != "encryption":
+        return value
+    return "off" if value in ("off", "no", "false", "n") else "aes"
 
 
 def collect_options(arguments: Sequence[str]) -> dict[str, OptionValue | None]:

@@ -114,6 +114,7 @@ pub fn run(context: image.Context, device: block.Device, sink: image.Sink, repor
     try bitmapTables(&checker, opened, window);
     try stored_zig.refcountBlocks(&checker);
     const highest = try stored_zig.compare(&checker);
+    if (opened.extensions.crypto) |crypto| try @import("luks.zig").check(context, device, crypto, &checker.findings);
 
     if (checker.stored.pages.exhausted)
         try checker.findings.put(.check_error, "refcount block", "too many refcounts were looked up in no order, the rest of the copied flags is not checked", .{});

@@ -44,6 +44,8 @@ pub const Findings = struct {
     sink: image.Sink,
     report: *messages.Check,
     sent: [4]u32 = @splat(0),
+    /// Findings about a part that has no place in the counters: all of them are notes.
+    as_notes: bool = false,
 
     pub inline fn add(self: *Findings, kind: Kind, details: Details, comptime text: []const u8, arguments: anytype) block.Error!void {
         const list = block.sentence.pack(text, arguments);
@@ -51,7 +53,8 @@ pub const Findings = struct {
     }
 
     /// One function for all findings: there are many calls of `add`.
-    noinline fn addPacked(self: *Findings, kind: Kind, details: *const Details, text: []const u8, arguments: []const block.sentence.Argument) block.Error!void {
+    noinline fn addPacked(self: *Findings, given: Kind, details: *const Details, text: []const u8, arguments: []const block.sentence.Argument) block.Error!void {
+        const kind = if (self.as_notes) Kind.note else given;
         if (!self.count(kind, details.count)) return;
         var buffer: [384]u8 = undefined;
         // A text that does not fit is cut.
@@ -66,9 +69,10 @@ pub const Findings = struct {
     }
 
     noinline fn record(self: *Findings, site: *const Site, times: u64, offset: u64, index: u64, value: u64, expected: u64) block.Error!void {
-        if (!self.count(site.kind, times)) return;
+        const kind = if (self.as_notes) Kind.note else site.kind;
+        if (!self.count(kind, times)) return;
         var buffer: [384]u8 = undefined;
-        return self.send(site.kind, .{
+        return self.send(kind, .{
             .count = times,
             .structure = site.structure[0..site.structure_length],
             .offset = template.known(offset),

@@ -25,6 +25,8 @@ pub const Parameters = struct {
     backing_format: ?[]const u8 = null,
     data_file: ?[]const u8 = null,
     data_file_raw: bool = false,
+    /// Bytes of the LUKS header and its key material, whole clusters.
+    encryption_header: u64 = 0,
 
     pub fn clusterSize(self: Parameters) u64 {
         return @as(u64, 1) << self.cluster_bits;
@@ -105,9 +107,11 @@ fn divideUp(value: u64, divisor: u64) u64 {
 pub const Purpose = enum { measure, create };
 
 const accepted = target.mask(&.{
-    "cluster_size",  "refcount_bits",  "extended_l2",      "compat",
-    "preallocation", "lazy_refcounts", "backing_file",     "backing_format",
-    "data_file",     "data_file_raw",  "compression_type", "encryption",
+    "cluster_size",   "refcount_bits",  "extended_l2",      "compat",
+    "preallocation",  "lazy_refcounts", "backing_file",     "backing_format",
+    "data_file",      "data_file_raw",  "compression_type", "encryption",
+    "cipher_alg",     "cipher_mode",    "hash_alg",         "ivgen_alg",
+    "ivgen_hash_alg", "iterations",
 });
 
 /// Resolve the options as qemu-img does, with its defaults and its refusals.
@@ -122,8 +126,8 @@ pub fn parameters(context: image.Context, options: *const target.Options, purpos
         .data_file = options.data_file,
         .data_file_raw = options.data_file_raw orelse false,
     };
-    if (options.encryption != null) {
-        return context.diagnostic.refuse(.unsupported, .{ .format = format }, "qcow2: encryption is not supported", .{});
+    if (purpose == .create and encrypts(options)) {
+        return context.diagnostic.refuse(.unsupported, .{ .format = format }, "qcow2: encrypted images are measured and not created", .{});
     }
     if (options.compat) |text| wanted.version = try version(context, text, purpose);
 
@@ -137,6 +141,7 @@ pub fn parameters(context: image.Context, options: *const target.Options, purpos
         );
     }
     wanted.cluster_bits = @intCast(@ctz(cluster_size));
+    if (encrypts(options)) wanted.encryption_header = std.mem.alignForward(u64, try encryptionHeader(context, options), cluster_size);
 
     if (wanted.extended_l2 and cluster_size < 16384) {
         return target.refuseOption(context, format, "qcow2: Extended L2 entries are only supported with cluster sizes of at least 16384 bytes", .{});
@@ -149,6 +154,21 @@ pub fn parameters(context: image.Context, options: *const target.Options, purpos
     if (wanted.version < 3 and bits != 16) return needsVersion3(context, "Different refcount widths than 16 bits require");
     if (purpose == .create) try checkTogether(context, options, &wanted);
     return wanted;
+}
+
+/// Whether any option asks for encryption.
+fn encrypts(options: *const target.Options) bool {
+    return options.encryption != null or options.cipher_alg != null or options.cipher_mode != null or options.hash_alg != null or
+        options.ivgen_alg != null or options.ivgen_hash_alg != null or options.iterations != null;
+}
+
+/// Bytes that LUKS needs in front of the data; the older method has no header.
+fn encryptionHeader(context: image.Context, options: *const target.Options) error{Refused}!u64 {
+    const method = options.encryption orelse "";
+    if (std.mem.eql(u8, method, "luks")) return (try @import("../luks/layout.zig").parameters(context, format, options)).payloadOffset();
+    if (!std.mem.eql(u8, method, "aes"))
+        return target.refuseOption(context, format, "qcow2: encryption needs encrypt.format=luks (or aes), not '{s}'", .{target.shorten(method)});
+    return 0;
 }
 
 /// `measure` does not know the newer names of the levels.
@@ -223,7 +243,8 @@ test "options are resolved and refused as qemu-img does" {
         .{ .extended_l2 = true, .cluster_size = 8192 },
         .{ .compat = "1.2" },
         .{ .preallocation = "some" },
-        .{ .encryption = "aes" },
+        .{ .encryption = "serpent" },
+        .{ .cipher_alg = "aes-128" },
         .{ .subformat = "fixed" },
     };
     for (refused) |options| {

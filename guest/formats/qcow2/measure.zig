@@ -30,8 +30,8 @@ pub fn measure(context: image.Context, source: target.Source, options: *const ta
         .image => |opened| content = if (parameters.backing_file != null) disk else try target.dataSize(context, opened, parameters.clusterSize()),
     }
     return .{
-        .required = full - disk + content,
-        .fully_allocated = full,
+        .required = full - disk + content + parameters.encryption_header,
+        .fully_allocated = full + parameters.encryption_header,
         .bitmaps = if (parameters.version >= 3) try bitmaps(context, source, parameters.clusterSize()) else null,
         .virtual_size = std.mem.alignForward(u64, size, 512),
     };

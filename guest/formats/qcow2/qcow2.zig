@@ -19,6 +19,7 @@ pub const driver: image.Driver = .{
     .references = @import("references.zig").run,
     .check = @import("check.zig").run,
     .resize = @import("resize.zig").resize,
+    .unlock = @import("unlock.zig").unlock,
 };
 
 fn size(context: image.Context, device: block.Device) block.Error!u64 {
