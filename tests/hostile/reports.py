@@ -29,6 +29,7 @@ OPERATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             *("info-snapshot", "info-bitmap", "info-reference", "info-partition-table", "info-partition"),
             *("info-filesystem", "info-note", "info-vmdk-extent"),
+            *("info-parent-entry", "info-luks2-keyslot", "info-luks2-segment", "info-luks2-digest", "info-luks2-token"),
         ),
     ),
     "measure": ("measure", ()),
