@@ -82,14 +82,14 @@ class InfoReport:
     parent_entries: tuple[InfoParentEntry, ...] = ()
     #: Of a VMDK image, in the order of the disk.
     extents: tuple[InfoVmdkExtent, ...] = ()
-    #: The files that were opened because images name them, in the order of opening.
-    followed: tuple[FollowedFile, ...] = ()
-    #: Reports on the images behind this one, the nearest first; only where they were asked for.
-    backing_chain: tuple[InfoReport, ...] = ()
     luks2_keyslots: tuple[InfoLuks2Keyslot, ...] = ()
     luks2_segments: tuple[InfoLuks2Segment, ...] = ()
     luks2_digests: tuple[InfoLuks2Digest, ...] = ()
     luks2_tokens: tuple[InfoLuks2Token, ...] = ()
+    #: The files that were opened because images name them, in the order of opening.
+    followed: tuple[FollowedFile, ...] = ()
+    #: Reports on the images behind this one, the nearest first; only where they were asked for.
+    backing_chain: tuple[InfoReport, ...] = ()
 
     @property
     def exit_status(self) -> int:
