@@ -2255,9 +2255,11 @@ class MapRequest(Message):
     ``qemu-version``: release of qemu-img, as major.minor, whose answer is wanted where releases differ; absent: 7.2
 
     ``mapped-only``: refuse data that lies in no file as it is: external, encrypted or compressed
+
+    ``exact``: say where the data lie also for formats whose driver in qemu does not tell
     """
 
-    __slots__ = ("format", "start", "length", "files", "qemu_version", "mapped_only")
+    __slots__ = ("format", "start", "length", "files", "qemu_version", "mapped_only", "exact")
     NAME = "map-request"
     FIELDS = (
         Field("format", "format", "text", True, False, None),
@@ -2266,6 +2268,7 @@ class MapRequest(Message):
         Field("files", "files", "message", True, True, ChainFile),
         Field("qemu-version", "qemu_version", "text", True, False, None),
         Field("mapped-only", "mapped_only", "bool", True, False, None),
+        Field("exact", "exact", "bool", True, False, None),
     )
     format: str | None
     start: int | None
@@ -2273,6 +2276,7 @@ class MapRequest(Message):
     files: tuple[ChainFile, ...] | None
     qemu_version: str | None
     mapped_only: bool | None
+    exact: bool | None
 
     def __init__(
         self,
@@ -2283,6 +2287,7 @@ class MapRequest(Message):
         files: tuple[ChainFile, ...] | None = None,
         qemu_version: str | None = None,
         mapped_only: bool | None = None,
+        exact: bool | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "format", format)
@@ -2291,6 +2296,7 @@ class MapRequest(Message):
         put(self, "files", files)
         put(self, "qemu_version", qemu_version)
         put(self, "mapped_only", mapped_only)
+        put(self, "exact", exact)
 
 
 class MapExtents(Message):

@@ -762,6 +762,8 @@ pub const MapRequest = struct {
     qemu_version: ?[]const u8 = null,
     /// refuse data that lies in no file as it is: external, encrypted or compressed
     mapped_only: ?bool = null,
+    /// say where the data lie also for formats whose driver in qemu does not tell
+    exact: ?bool = null,
 };
 
 /// Runs of the disk, each stored in one way.  All arrays are equally long, at least 1.

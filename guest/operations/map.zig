@@ -22,7 +22,7 @@ pub fn operation(run: *sdk.Run) sdk.Error!void {
     var context = run.context();
     try run.answerAs(request.qemu_version, &context);
     context.files = run.files(request.files);
-    context.as_qemu_sees = true;
+    context.as_qemu_sees = !(request.exact orelse false);
     const device = try run.device(0);
     const driver = if (request.format) |name| try registry.byName(context, name) else try registry.detect(context, device);
     const opened = try formats.Chain(registry).open(context, device, driver);

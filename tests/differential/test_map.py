@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import vmm
 from tests.differential.generator import random_qcow2
 from tests.differential.oracle import Answer, make, qemu_img, qemu_io
 from tests.differential.ours import REFUSALS, Ours, explain
@@ -206,3 +207,15 @@ def test_a_backing_file_is_not_followed(ours: Ours, tmp_path: Path) -> None:
     assert (extent["start"], extent["length"]) == (0, 65_536)
     assert error["error"]["guest-code"] == "needs-reference"
     assert "--chain" in error["error"]["message"]
+
+
+def test_exact_where_qemu_knows_nothing(tmp_path: Path) -> None:
+    """qemu-img calls all of a VHDX data; who asks for it learns which blocks there are."""
+    path = tmp_path / "disk.vhdx"
+    make("create", "-q", "-f", "vhdx", "-o", "block_size=1M", str(path), "8M")
+    qemu_io(path, "vhdx", "write -P 7 3M 512")
+    whole = vmm.map_image(path)
+    assert [(extent.start, extent.length, extent.data) for extent in whole.extents] == [(0, 8 << 20, True)]
+    exact = vmm.map_image(path, exact=True)
+    assert [extent.start >> 20 for extent in exact.extents if extent.data] == [3]
+    assert sum(extent.length for extent in exact.extents) == 8 << 20

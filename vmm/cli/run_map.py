@@ -72,6 +72,8 @@ def _mapped(command: Answers, path: str, *, first: bool, picture: Picture | None
             length=arguments.get("length"),
             qemu_version=".".join(map(str, version)),
             mapped_only=isinstance(printer, _Text),
+            # A picture is for looking at what is there; the JSON beside it is qemu-img's.
+            exact=isinstance(printer, _Summary),
             on_extents=printer.show if picture is None else picture.before(printer.show),
             follow_symlinks=command.follow,
             chain=command.chain,

@@ -143,6 +143,7 @@ def map_image(
     length: int | str | None = None,
     qemu_version: str = DEFAULT_QEMU_VERSION,
     mapped_only: bool = False,
+    exact: bool = False,
     on_extents: Callable[[tuple[Extent, ...]], None] | None = None,
     follow_symlinks: bool = False,
     chain: bool = False,
@@ -156,6 +157,8 @@ def map_image(
     :param qemu_version: release of qemu-img whose answer is wanted where releases differ.
     :param mapped_only: refuse data that lies in no file as it is: external, encrypted or compressed.  The extent that
         is refused is the last one that is answered.
+    :param exact: say where the data lie also for formats whose driver in qemu does not tell (VHDX); qemu-img shows the
+        whole disk as data.
     :param on_extents: gets the extents as they come, some at a time, before it is known whether the rest of the map can
         be read; the report has none then.
     :param chain: follow the files that the image names.
@@ -198,6 +201,7 @@ def map_image(
                 length=limit,
                 qemu_version=version,
                 mapped_only=mapped_only or None,
+                exact=exact or None,
                 files=files.files(),
             )
             main = session.answer(
