@@ -49,7 +49,7 @@ pub const drivers: []const image.Driver = &([_]image.Driver{
 });
 
 /// What an operation wants of a format.
-pub const Purpose = enum { info, check, measure, map, resize, references, create };
+pub const Purpose = enum { info, unlock, check, measure, map, resize, references, create };
 
 /// The drivers with only the functions that `purpose` calls.  Everything else stays out of the operation's ELF.
 pub fn Registry(comptime purpose: Purpose) type {
@@ -59,9 +59,9 @@ pub fn Registry(comptime purpose: Purpose) type {
             for (all, 0..) |driver, i| {
                 kept[i] = driver;
                 if (purpose == .resize or purpose == .references or (purpose == .create and driver.size != null)) kept[i].open = null;
-                if (purpose != .info) kept[i].info = null;
-                if (purpose != .info) kept[i].read = null;
-                if (purpose != .info) kept[i].unlock = null;
+                if (purpose != .info and purpose != .unlock) kept[i].info = null;
+                if (purpose != .info and purpose != .unlock) kept[i].read = null;
+                if (purpose != .unlock) kept[i].unlock = null;
                 if (purpose != .check) kept[i].check = null;
                 if (purpose != .resize) kept[i].resize = null;
                 if (purpose != .references) kept[i].references = null;
@@ -145,6 +145,10 @@ test "an operation has its own functions and no others" {
     try std.testing.expect(checker.check != null and checker.info == null);
     const measurer = try Registry(.measure).byName(context, "vpc");
     try std.testing.expect(measurer.check == null and measurer.info == null and measurer.open != null);
+    const describer = try Registry(.info).byName(context, "luks");
+    try std.testing.expect(describer.info != null and describer.unlock == null);
+    const unlocker = try Registry(.unlock).byName(context, "luks");
+    try std.testing.expect(unlocker.info != null and unlocker.unlock != null);
     try std.testing.expectError(error.Refused, Registry(.info).byName(context, "vhd"));
     try std.testing.expectEqualStrings("Unknown driver 'vhd'", diagnostic.message());
     try std.testing.expectEqual(error.Refused, refuse(context, "raw", .check));

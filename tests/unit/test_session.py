@@ -73,7 +73,8 @@ def test_a_debugger_is_waited_for_before_each_run(image: str) -> None:
     runner = FakeRunner(MEASURE)
     waited: list[int] = []
 
-    def wait() -> int:
+    def wait(operation: str | None) -> int:
+        assert operation == "measure"
         waited.append(len(runner.jobs))
         return 40 + len(waited)
 
@@ -100,13 +101,31 @@ def test_what_resolves_references_runs_unseen(image: str) -> None:
         runner.events = [MessageEvent(payload(message))]
 
     runner.act = answer
-    session = Session(runner, elf=b"mine", await_debugger=lambda: 41, on_progress=lambda *_: None)
+    session = Session(runner, elf=b"mine", await_debugger=lambda _: 41, on_progress=lambda *_: None)
     assert measure(session, image, chain=True).required == 1
     first, second = runner.jobs
     assert (first.elf, first.debugger, first.progress) == (b"references", None, False)
     assert decode(first.request) == {}
     assert (second.elf, second.debugger, second.progress) == (b"mine", 41, True)
     assert decode(second.request) == {"target": "raw", "files": []}
+
+
+def test_a_passphrase_takes_the_operation_that_unlocks(image: str) -> None:
+    """And the debugger its symbols; without one `info` runs, and ``--op-elf`` stands for both."""
+    runner = FakeRunner(Info(format="raw", virtual_size=512, file_length=512, dirty_flag=False))
+    waited: list[str | None] = []
+
+    def wait(operation: str | None) -> int:
+        waited.append(operation)
+        return 41
+
+    session = Session(runner, await_debugger=wait)
+    info(session, image, luks_passphrase=b"secret")
+    info(session, image)
+    info(Session(runner, elf=b"mine"), image, luks_passphrase=b"secret")
+    assert [job.elf for job in runner.jobs] == [b"unlock", b"info", b"mine"]
+    assert ["passphrase" in decode(job.request) for job in runner.jobs] == [True, False, True]  # type: ignore[operator]
+    assert waited == ["unlock", "info"]
 
 
 def test_measure_by_size() -> None:

@@ -150,7 +150,7 @@ class Command(Answers):
             await_debugger=await_debugger,
         )
 
-    def _prepare_debugger(self) -> Callable[[], int] | None:
+    def _prepare_debugger(self) -> Callable[[str | None], int] | None:
         """What waits for gdb before a run, when that was asked for."""
         port_text = self.arguments.get("gdb")
         if port_text is None:
@@ -161,11 +161,10 @@ class Command(Answers):
 
         port = self._gdb = GdbPort(port_text)
         own_elf = self.arguments.get("op-elf") or (self.operation if self._elf is not None else None)
-        symbols = own_elf or debug_file(self.operation)
 
-        def wait() -> int:
+        def wait(operation: str | None) -> int:
             self.progress.finish()
-            return port.wait(symbols)
+            return port.wait(own_elf or debug_file(operation or self.operation))
 
         return wait
 

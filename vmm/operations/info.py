@@ -191,7 +191,7 @@ def _describe(
     """The report on one of the files."""
     found: dict[str, list[Message]] = {name: [] for name in _LISTS}
     main = session.answer(
-        "info",
+        "info" if passphrase is None else "unlock",
         InfoRequest(
             format=format, qemu_version=version, files=files.files(), image=number or None, passphrase=passphrase
         ),

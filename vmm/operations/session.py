@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 OPERATIONS = ("info", "measure", "check", "map", "create", "resize")
 #: Those that run on behalf of the others: with the package's own ELF, unseen by a debugger and without progress.
 HELPERS = ("references",)
+#: Those that run in the place of another operation, by what is asked of it; ``--op-elf`` stands for them too.
+VARIANTS = ("unlock",)
 
 #: Bytes of an operation's ELF file that are read at most; what is loaded has a window of 4 MiB.
 MAX_ELF = 64 << 20
@@ -59,7 +61,7 @@ def load_operation(name: str) -> bytes:
     :raises UsageError: there is no such operation.
     :raises OperationLoadError: it has not been built.
     """
-    if name not in OPERATIONS and name not in HELPERS:
+    if name not in (*OPERATIONS, *HELPERS, *VARIANTS):
         raise UsageError(f"There is no operation '{printable(name)}'; there are {', '.join(OPERATIONS)}")
     return _load_guest(name, "operation")
 
@@ -96,8 +98,8 @@ class Session:
     :raises UsageError: another log level.
     :param on_log: gets level and one printable line of the guest's log.
     :param on_progress: gets work done and total work.
-    :param await_debugger: called before each run, waits for a debugger; answers the descriptor of its connection, which
-        stays the caller's.
+    :param await_debugger: called before each run with the operation's name, None for an ELF that has none; waits for a
+        debugger and answers the descriptor of its connection, which stays the caller's.
     """
 
     __slots__ = ("_await_debugger", "_elf", "_elves", "_log_level", "_on_log", "_on_progress", "limits", "runner")
@@ -111,7 +113,7 @@ class Session:
         log_level: int = 0,
         on_log: Callable[[int, str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
-        await_debugger: Callable[[], int] | None = None,
+        await_debugger: Callable[[str | None], int] | None = None,
     ) -> None:
         if log_level not in range(5):
             raise UsageError(f"a log level of {log_level}; there are 0 (off) to 4 (debug)")
@@ -140,12 +142,12 @@ class Session:
         on_payload: Callable[[bytes], None],
         names: Sequence[str] = (),
         *,
-        helper: bool = False,
+        operation: str | None = None,
     ) -> Outcome:
         """Run an ELF with a request, handing each payload to ``on_payload``; answers only when the run completed.
 
         :param names: the devices' file names, for errors.
-        :param helper: neither a debugger nor the progress is about this run.
+        :param operation: its name, if it has one; neither debugger nor progress is about those of :data:`HELPERS`.
         :raises VmmError: the run failed; ``failure`` of the error says how.
         """
         try:
@@ -164,6 +166,7 @@ class Session:
             elif isinstance(event, ProgressEvent) and self._on_progress is not None:
                 self._on_progress(event.done, event.total)
 
+        helper = operation in HELPERS
         job = Job(
             elf=elf,
             request=encoded,
@@ -171,7 +174,7 @@ class Session:
             limits=self.limits,
             log_level=self._log_level,
             progress=self._on_progress is not None and not helper,
-            debugger=None if self._await_debugger is None or helper else self._await_debugger(),
+            debugger=None if self._await_debugger is None or helper else self._await_debugger(operation),
         )
         outcome = self.runner.run(job, on_event)
         if outcome.failure is not None:
@@ -224,8 +227,7 @@ class Session:
                 on_message(message)
 
         elf = self.operation(operation)
-        helper = operation in HELPERS
-        outcome = self.execute(elf, request.as_fields(), devices, on_payload, names, helper=helper)
+        outcome = self.execute(elf, request.as_fields(), devices, on_payload, names, operation=operation)
         message = answered[0] if answered else None
         if message is not None and message.NAME == "error":
             raise self.refused(message, names, outcome)

@@ -9,7 +9,7 @@ from vmm.boundary import DEFAULT_MAX_RECORD, FailureKind, Job, Limits, LogEvent,
 from vmm.cbor import DecodeError, decode
 from vmm.errors import BundleError, FileError, LimitReachedError, OperationLoadError
 from vmm.operations.files import os_reason
-from vmm.operations.session import HELPERS, OPERATIONS, failure_error, load_operation, load_runtime
+from vmm.operations.session import HELPERS, OPERATIONS, VARIANTS, failure_error, load_operation, load_runtime
 from vmm.operations.text import printable
 from vmm.record import dataclass, replace
 from vmm.replay.bundle import LIMITS, is_timeout, outcome_fields, sha256
@@ -162,7 +162,7 @@ class Player:
                 f"The given ELF is not the one that was recorded: SHA-256 {found.hex()}, recorded {wanted.hex()}",
                 file=reader.path,
             )
-        for name in (*OPERATIONS, *HELPERS):
+        for name in (*OPERATIONS, *VARIANTS, *HELPERS):
             elf = load_operation(name)
             if sha256(elf) == wanted:
                 return name, elf
