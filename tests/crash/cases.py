@@ -11,7 +11,10 @@ growing the table, shrinking, a block shared, a tail that is not empty ...):
   format without checks, 2 only where the comment beside the row says which inconsistency it is and why it is harmless.
 * ``qemu``: how qemu-img opens the file (``-f``); None: qemu-img does not look at it at all.
 * ``qemu_check``: whether qemu-img has a check for it.
+* ``secret``: passphrase for qemu-img, of a container that is made in the machine.  What qemu-img reads is compared with
+  what it read before, since it has the key.
 * ``read``: the content of the virtual disk; the default asks the host tool for segments and reads them from the file.
+* ``limit``: bytes of the disk that are looked at, in both readers; for what only grows in another way above some GiB.
 * ``zero_when_new``: whether the new space reads as zero as soon as the image says its new size.  Formats that keep a
   footer in the file's last bytes may show the old one there until the last step.
 * ``finished``: exit statuses of our ``check`` at the end; 3 where the format loses space.
@@ -22,21 +25,31 @@ image opens, has its old size or its new one, and its content up to the smaller 
 
 from __future__ import annotations
 
+import functools
 import random
+import struct
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.crash.disk import decode
+import vmm
+from tests.crash.disk import SECTOR, decode
 from tests.differential.oracle import make, qemu_io
 from tests.images.vhd_writer import FIXED, Vhd
+from tests.images.vhdx_writer import Block, Vhdx
+from tests.images.vmdk_writer import HEADER_FIELDS, ZERO, Sparse, descriptor
 
 Build = Callable[[Path], None]
+#: Of the host tool, a driver, a file, and the bytes that are wanted at most.
+Read = Callable[[Path, str, Path, int], bytes]
 
 #: Bytes of a pattern: odd, so that no two clusters are the same.
 _PERIOD = 509
+#: More than any disk of the table.
+NO_LIMIT = 1 << 62
 
 
 def pattern(length: int, seed: int = 1) -> bytes:
@@ -45,16 +58,18 @@ def pattern(length: int, seed: int = 1) -> bytes:
     return (piece * (length // _PERIOD + 1))[:length]
 
 
-def read_segments(tool: Path, driver: str, path: Path) -> bytes:
-    """The virtual disk by the segments that our reader finds; they have to lie in the file as they are."""
+def read_segments(tool: Path, driver: str, path: Path, limit: int = NO_LIMIT) -> bytes:
+    """The start of the virtual disk by the segments that our reader finds; they have to lie in the file as they are."""
     done = subprocess.run([tool, "segments", driver, path], capture_output=True, timeout=60, check=False)
     items = decode(done.stdout)
     assert done.returncode == 0, items
     data = path.read_bytes()
     disk = bytearray()
     for _, segment in items:
+        if len(disk) == limit:
+            break
         assert segment["start"] == len(disk)
-        length = segment["length"]
+        length = min(segment["length"], limit - len(disk))
         if segment["kind"] == "data":
             assert not segment["compressed"]
             offset = segment["offset"]
@@ -76,9 +91,11 @@ class Case:
     checked: tuple[int, ...] = (0, 3)
     qemu: str | None = None
     qemu_check: bool = False
-    read: Callable[[Path, str, Path], bytes] = read_segments
+    read: Read = read_segments
     zero_when_new: bool = True
     finished: tuple[int, ...] = (0, 63)
+    secret: str | None = None
+    limit: int = NO_LIMIT
 
 
 def _raw(length: int) -> Build:
@@ -224,4 +241,188 @@ VHD = tuple(
     )
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (*RAW, *QCOW2, *VHD)
+
+def _vmdk(sectors: int, *grains: int, tail: int = 0, **fields: Any) -> Build:
+    """A sparse extent of grains of 4 KiB and tables of four, a sector each: 16 KiB by a table, 2 MiB by a directory's.
+
+    :param tail: bytes behind the end of the disk in its last grain, where something is left over.
+    """
+
+    def build(path: Path) -> None:
+        text = descriptor([f'RW {sectors} SPARSE "image"'], extra=[f'ddb.geometry.cylinders = "{sectors // 1008}"'])
+        content = {number: pattern(8 * SECTOR, number + 1) for number in grains}
+        if tail:
+            last = sectors // 8
+            content[last] = pattern(8 * SECTOR, last + 1)
+        path.write_bytes(Sparse(sectors, content, 8, 4, text=text, **fields).build().data)
+
+    return build
+
+
+def _vmdk_stale(sectors: int, *grains: int) -> Build:
+    """Entries behind the end of the disk that lead to its first grain: nothing says that they have to be empty."""
+
+    def build(path: Path) -> None:
+        _vmdk(sectors, *grains)(path)
+        image = bytearray(path.read_bytes())
+        first = -(-sectors // 8)
+        for field in ("redundant_directory", "directory"):
+            (directory,) = struct.unpack_from("<Q", image, HEADER_FIELDS[field][0])
+            (table,) = struct.unpack_from("<I", image, directory * SECTOR + first // 4 * 4)
+            for number in range(first % 4, 4):
+                struct.pack_into("<I", image, table * SECTOR + 4 * number, _grain(image, table))
+        path.write_bytes(image)
+
+    return build
+
+
+def _vmdk_zeroed(sectors: int) -> Build:
+    """Its last grain is one of zeroes that nothing is stored of."""
+
+    def build(path: Path) -> None:
+        text = descriptor([f'RW {sectors} SPARSE "image"'])
+        grains = {0: pattern(8 * SECTOR), sectors // 8: ZERO}
+        path.write_bytes(Sparse(sectors, grains, 8, 4, version=2, text=text).build().data)
+
+    return build
+
+
+def _vhdx(size: int, **fields: Any) -> Build:
+    """A dynamic disk by our own writer, whose last block has something behind the end of the disk."""
+
+    def build(path: Path) -> None:
+        image = Vhdx(size, blocks={0: Block(), size // M: Block()}, **fields)
+        image.write(path)
+        with path.open("r+b") as file:
+            file.seek(-M, 2)
+            file.write(pattern(M))
+
+    return build
+
+
+def _grain(image: bytearray, table: int) -> int:
+    """The first grain of a table."""
+    (entry,) = struct.unpack_from("<I", image, table * SECTOR)
+    assert isinstance(entry, int)
+    return entry
+
+
+def _by_qemu(driver: str, size: int, *written: tuple[int, int], options: str = "") -> Build:
+    """As :func:`_qcow2`, of any driver."""
+
+    def build(path: Path) -> None:
+        make("create", "-q", "-f", driver, *(("-o", options) if options else ()), str(path), str(size))
+        commands = [f"write -P {seed} {offset} {length}" for seed, (offset, length) in enumerate(written, 1)]
+        qemu_io(path, driver, *commands)
+
+    return build
+
+
+# 2: until the last step the descriptor says the old size of a disk whose header, which counts, has the new one.
+_SIZES_DIFFER = (0, 2, 3)
+# Sectors: 32 KiB; the last one of a directory full; one more.
+_FULL = 128 * 32
+VMDK = tuple(
+    Case(name, "vmdk", build, size, checked=_SIZES_DIFFER, qemu="vmdk", qemu_check=True)
+    for name, build, size in (
+        ("vmdk-grow-grain", _vmdk(60, 0, 7, tail=1), 31 * K),
+        ("vmdk-grow-table", _vmdk(84, 0, 5, 10, tail=1), 48 * K),
+        ("vmdk-grow-stale", _vmdk_stale(76, 0, 8, 9), 48 * K),
+        ("vmdk-grow-tables", _vmdk(64, 0, 3, 7), 100 * K + 512),
+        ("vmdk-grow-tables-tail", _vmdk(60, 0, 3, 7, tail=1), M),
+        ("vmdk-grow-directory", _vmdk(_FULL, 0, 100, 511), 2 * M + 20 * K),
+        ("vmdk-grow-directory-tail", _vmdk(_FULL - 3, 0, 100, 511, tail=1), 5 * M),
+        ("vmdk-grow-single", _vmdk(_FULL - 3, 0, 100, 511, tail=1, redundant=False), 5 * M),
+        ("vmdk-grow-empty", _vmdk(64), 3 * M),
+        ("vmdk-grow-zeroed", _vmdk_zeroed(60), 40 * K),
+        ("vmdk-grow-qemu", _by_qemu("vmdk", M + 512, (0, 100 * K), (M, 512)), 40 * M),
+    )
+)
+
+
+_SMALL_BLOCKS = "block_size=1M"
+_FIXED_BLOCKS = "subformat=fixed,block_size=1M,block_state_zero=off"
+# 2, when the table moves: a copy of the region table that is half written has a wrong checksum; the other one counts.
+VHDX = tuple(
+    # qemu-img knows sectors of 512 bytes only.
+    Case(
+        name, "vhdx", build, size, checked=(0, 2, 3) if limit < NO_LIMIT else (0, 3),
+        qemu=None if "sectors" in name else "vhdx", qemu_check=True, finished=(0,), limit=limit,
+    )
+    for name, build, size, limit in (
+        (
+            "vhdx-dynamic-grow",
+            _by_qemu("vhdx", 3 * M + 4096, (0, 100 * K), (3 * M, 4096), options=_SMALL_BLOCKS),
+            6 * M, NO_LIMIT,
+        ),
+        (
+            "vhdx-dynamic-grow-block",
+            _by_qemu("vhdx", 3 * M, (0, 100 * K), (2 * M, M), options="block_size=8M"),
+            5 * M + 512, NO_LIMIT,
+        ),
+        # A table of 1 MiB is that of 128 GiB less what 32 entries of bitmaps take.
+        (
+            "vhdx-dynamic-grow-table",
+            _by_qemu("vhdx", 2 * M + 512, (0, 100 * K), (2 * M, 512), options=_SMALL_BLOCKS),
+            128 * K * M, 4 * M,
+        ),
+        (
+            "vhdx-fixed-grow",
+            _by_qemu("vhdx", 2 * M + 512, (0, 100 * K), (2 * M, 512), options=_FIXED_BLOCKS),
+            4 * M, NO_LIMIT,
+        ),
+        ("vhdx-large-sectors", _vhdx(2 * M + 4096, sector=4096), 5 * M, NO_LIMIT),
+    )
+)  # fmt: skip
+
+
+SECRET = "of the tests"
+
+
+@functools.cache
+def _container(size: int) -> bytes:
+    """By our own create: qemu-img measures the machine for each, and gives up on one that is busy."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        vmm.create(path, "luks", size, luks_passphrase=SECRET.encode(), iterations=1000)
+        return path.read_bytes()
+
+
+def _luks(size: int) -> Build:
+    """A container with other bytes in each sector: of the ciphertext, which is content as any other."""
+
+    def build(path: Path) -> None:
+        image = _container(size)
+        path.write_bytes(image[: _payload(image)] + pattern(size))
+
+    return build
+
+
+def _payload(image: bytes) -> int:
+    """Where a LUKS1 container's payload begins, in bytes (LUKS1 On-Disk Format 1.2.3, 2.1: ``payload-offset``)."""
+    (sectors,) = struct.unpack_from(">I", image, 104)
+    assert isinstance(sectors, int)
+    return sectors * SECTOR
+
+
+def read_payload(_tool: Path, _driver: str, path: Path, _limit: int) -> bytes:
+    """The ciphertext: all that we know without a key."""
+    image = path.read_bytes()
+    payload = image[_payload(image) :]
+    return payload + bytes(-len(payload) % SECTOR)
+
+
+LUKS = tuple(
+    Case(
+        name, "luks", _luks(200 * K), size, words,
+        qemu="luks", secret=SECRET, read=read_payload, finished=(0,),
+    )
+    for name, size, words in (
+        ("luks-grow", M, ()),
+        ("luks-grow-part", 300 * K + 100, ()),
+        ("luks-shrink", 64 * K, ("shrink",)),
+        ("luks-shrink-part", 64 * K + 1, ("shrink",)),
+    )
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (*RAW, *QCOW2, *VHD, *VMDK, *VHDX, *LUKS)

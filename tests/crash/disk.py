@@ -82,11 +82,18 @@ def plan(tool: Path, driver: str, image: Path, size: int, *words: str) -> list[S
     if done.returncode:
         assert items, done.stderr
         raise RefusedPlanError(items[-1][1]["message"])
-    return [
-        Step(fields["kind"], fields["offset"], fields["length"], fields.get("bytes") or b"")
-        for name, fields in items
-        if name == "step"
-    ]
+    steps: list[Step] = []
+    for name, fields in items:
+        if name != "step":
+            continue
+        step = Step(fields["kind"], fields["offset"], fields["length"], fields.get("bytes") or b"")
+        last = steps[-1] if steps else step
+        # The tool cuts long writes into pieces.
+        if last.kind == step.kind == "write" and steps and last.offset + last.length == step.offset:
+            steps[-1] = Step("write", last.offset, last.length + step.length, last.data + step.data)
+        else:
+            steps.append(step)
+    return steps
 
 
 def epochs(steps: Sequence[Step]) -> Iterator[tuple[list[Step], list[Step]]]:

@@ -4,6 +4,7 @@ const std = @import("std");
 const block = @import("block");
 const messages = @import("messages");
 const image = @import("../image.zig");
+const resizing = @import("../resizing.zig");
 const steps = @import("../steps.zig");
 const target = @import("../target.zig");
 const header_zig = @import("header.zig");
@@ -20,29 +21,15 @@ pub fn resize(context: image.Context, device: block.Device, request: *const mess
     );
     const opened = try header_zig.open(context, device, 0);
     const old_size = try luks.virtualSize(context, device, opened.header);
-    const new_size = try wantedSize(context, old_size, request);
-    if (request.preallocation) |mode| if (!std.mem.eql(u8, mode, "off")) {
-        return target.refuseOption(context, format, "luks: Unsupported preallocation mode: {s}", .{target.shorten(mode)});
-    };
-    const length = std.math.add(u64, opened.header.payloadOffset(), new_size) catch std.math.maxInt(u64);
+    const wanted = try resizing.wanted(context, format, old_size, request);
+    if (wanted.preallocation != .off) return resizing.noSuchMode(context, format, wanted.preallocation);
+    // A part of a sector of ciphertext is nothing that can be decrypted: whole ones, as readers count them.
+    const size = std.mem.alignForward(u64, wanted.size, header_zig.sector);
+    // Below 2^63 and 2^42.
+    const length = opened.header.payloadOffset() + size;
     try target.checkSize(context, format, length);
     const list = context.allocator.alloc(steps.Step, 2) catch return error.NoMemory;
     list[0] = .{ .length = length };
     list[1] = .flush;
-    return .{ .old_size = old_size, .new_size = std.mem.alignForward(u64, new_size, header_zig.sector), .steps = list };
-}
-
-/// The size that is asked for, in bytes.
-fn wantedSize(context: image.Context, old_size: u64, request: *const messages.ResizeRequest) error{Refused}!u64 {
-    var size = request.size;
-    if (request.relative) |relative| {
-        const grow = std.mem.eql(u8, relative, "grow");
-        if (!grow and !std.mem.eql(u8, relative, "shrink")) return target.refuseValue(context, format, "relative", relative);
-        size = (if (grow) std.math.add(u64, old_size, size) else std.math.sub(u64, old_size, size)) catch 0;
-    }
-    if (size == 0) return target.refuseOption(context, format, "luks: New image size must be positive", .{});
-    try target.checkSize(context, format, size);
-    if (size < old_size and !(request.shrink orelse false))
-        return target.refuseOption(context, format, "luks: Use the --shrink option to perform a shrink operation", .{});
-    return size;
+    return .{ .old_size = old_size, .new_size = size, .steps = list };
 }

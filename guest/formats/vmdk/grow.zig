@@ -17,6 +17,7 @@ const block = @import("block");
 const messages = @import("messages");
 const image = @import("../image.zig");
 const target = @import("../target.zig");
+const resizing = @import("../resizing.zig");
 const steps = @import("../steps.zig");
 const format = @import("format.zig");
 const edit = @import("descriptor_edit.zig");
@@ -253,29 +254,17 @@ fn readHeader(context: image.Context, device: block.Device) block.Error!Extent {
     return extent;
 }
 
-/// The size that is asked for, at least the old one.
+/// The size that is asked for in bytes, at least the old one.
 fn wantedSize(context: image.Context, old: u64, request: *const messages.ResizeRequest) error{Refused}!u64 {
-    if (request.preallocation) |mode| if (!std.mem.eql(u8, mode, "off")) {
-        return target.refuseOption(context, name, "vmdk: Unsupported preallocation mode: {s}", .{target.shorten(mode)});
-    };
-    const size = if (request.relative) |direction| blk: {
-        if (std.mem.eql(u8, direction, "grow")) break :blk std.math.add(u64, old, request.size) catch std.math.maxInt(u64);
-        break :blk old -| request.size;
-    } else request.size;
-    if (size < old) return context.diagnostic.refuse(
+    const wanted = try resizing.wanted(context, name, old, request);
+    if (wanted.preallocation != .off) return resizing.noSuchMode(context, name, wanted.preallocation);
+    if (wanted.size < old) return context.diagnostic.refuse(
         .unsupported,
-        .{ .format = name, .structure = "virtual size", .value = size, .limit = old },
+        .{ .format = name, .structure = "virtual size", .value = wanted.size, .limit = old },
         "vmdk: Shrinking images is currently not supported: {d} bytes, the image has {d}",
-        .{ size, old },
+        .{ wanted.size, old },
     );
-    // `max_size` itself would round up to more.
-    if (size > target.max_size - (sector - 1)) return context.diagnostic.refuse(
-        .too_large,
-        .{ .format = name, .structure = "virtual size", .value = size, .limit = target.max_size - (sector - 1) },
-        "vmdk: virtual size {d} is above {d}",
-        .{ size, target.max_size - (sector - 1) },
-    );
-    return size;
+    return wanted.size;
 }
 
 fn inFile(context: image.Context, device: block.Device, structure: []const u8, first: u64, count: u64) error{Refused}!void {
