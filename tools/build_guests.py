@@ -42,9 +42,9 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 OPERATION_MODULES = ("sdk", "formats", "messages", "block", "cbor", "calltable")
 
 _TARGET = ("-target", "x86_64-freestanding-none", "-mcpu=x86_64")
+#: Of every module with code, std among them: checks stay in; see guest/root.zig.
+_CHECKED = ("-O", "ReleaseSafe")
 _FLAGS = (
-    "-O",
-    "ReleaseSafe",
     "-fno-stack-check",
     "-fno-stack-protector",
     "-fno-unwind-tables",
@@ -108,6 +108,22 @@ def module_arguments(root: Path, imports: Sequence[str] = OPERATION_MODULES) -> 
     return out
 
 
+def _guest_arguments(root: Path, imports: Sequence[str]) -> list[str]:
+    """As :func:`module_arguments`, below guest/root.zig.
+
+    std is named too, or it would be compiled as the root is, without checks.
+    """
+    import ziglang
+
+    out = ["-O", "ReleaseSmall", "--dep", "guest", "--dep", "std", f"-Mroot={GUEST / 'root.zig'}", *_CHECKED]
+    for argument in module_arguments(root, imports):
+        if not argument.startswith("-M"):
+            out.append(argument)
+            continue
+        out += ["--dep", "std", argument.replace("-Mroot=", "-Mguest=", 1), *_CHECKED]
+    return [*out, f"-Mstd={Path(ziglang.__file__).parent / 'lib' / 'std' / 'std.zig'}"]
+
+
 def zig(*arguments: str, cache: Path = CACHE) -> str:
     """Run the compiler of the ``ziglang`` wheel.
 
@@ -148,7 +164,7 @@ def compile_elf(guest: Guest, output: Path, imports: Sequence[str] = OPERATION_M
     arguments = ["build-exe", "--name", guest.name, *_TARGET, *_FLAGS, "--image-base", hex(guest.image_base)]
     if guest.linker_script is not None:
         arguments += ["-T", str(guest.linker_script)]
-    arguments += [f"-femit-bin={debug}", *module_arguments(guest.root, imports)]
+    arguments += [f"-femit-bin={debug}", *_guest_arguments(guest.root, imports)]
     zig(*arguments)
     path = output / f"{guest.name}.elf"
     temporary = path.with_suffix(".tmp")

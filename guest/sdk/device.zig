@@ -1,7 +1,7 @@
 //! `block.Device` over the call table.
 
 const std = @import("std");
-const root = @import("root");
+const root = @import("root").declarations;
 const block = @import("block");
 const calltable = @import("calltable");
 const sdk = @import("sdk.zig");

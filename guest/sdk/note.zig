@@ -1,6 +1,6 @@
 //! The ELF note by which an operation says what call table it needs (calltable/definition/table.toml).
 
-const root = @import("root");
+const root = @import("root").declarations;
 const calltable = @import("calltable");
 
 /// The lowest minor version this operation works with; a root file that declares `calltable_minor` may ask for less.

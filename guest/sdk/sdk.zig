@@ -17,7 +17,7 @@
 //! with a message that says what failed.  A panic is reported with its text and the address of the code.
 
 const std = @import("std");
-const root = @import("root");
+const root = @import("root").declarations;
 pub const calltable = @import("calltable");
 const block = @import("block");
 const cbor = @import("cbor");
