@@ -33,7 +33,8 @@ pub const Extent = struct {
             .data = segment.kind == .data or segment.hole,
             .compressed = segment.compressed,
             .offset = segment.offset,
-            .device = segment.device,
+            // Of what lies nowhere a segment may say a file that was not given.
+            .device = if (segment.offset != null) segment.device else 0,
             .depth = segment.depth,
         };
     }
@@ -209,13 +210,15 @@ test "what lies before a failure is answered first" {
 
 test "an offset in a file that was not given is refused" {
     var fake: Fake = .{ .segments = &.{
-        .{ .start = 0, .length = 512, .kind = .zero },
+        .{ .start = 0, .length = 512, .kind = .zero, .device = image.Segment.elsewhere },
         .{ .start = 512, .length = 512, .kind = .data, .offset = 512, .device = 1 },
         .{ .start = 1024, .length = 512, .kind = .data, .offset = 1024, .device = image.Segment.elsewhere },
     } };
     var diagnostic: block.Diagnostic = .{};
     var walk = fake.walk(&diagnostic, 1536, false, 0, null);
-    for (0..2) |_| try testing.expectEqual(@as(u64, 512), (try walk.next()).?.length);
+    // What has no offset is in no file.
+    try testing.expectEqual(@as(u32, 0), (try walk.next()).?.device);
+    try testing.expectEqual(@as(u64, 512), (try walk.next()).?.length);
     try testing.expectError(error.Refused, walk.next());
     try testing.expectEqual(block.Diagnostic.Code.needs_reference, diagnostic.code);
 }

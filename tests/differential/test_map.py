@@ -219,3 +219,17 @@ def test_exact_where_qemu_knows_nothing(tmp_path: Path) -> None:
     exact = vmm.map_image(path, exact=True)
     assert [extent.start >> 20 for extent in exact.extents if extent.data] == [3]
     assert sum(extent.length for extent in exact.extents) == 8 << 20
+
+
+@pytest.mark.parametrize("options", ["", "extended_l2=on"])
+def test_a_data_file_is_not_followed(options: str, ours: Ours, tmp_path: Path) -> None:
+    """Nothing in it is asked for as long as only holes are met; the first cluster there is refused."""
+    path = tmp_path / "image.qcow2"
+    make("create", "-f", "qcow2", "-o", f"data_file={tmp_path / 'data.raw'}{options and ','}{options}", str(path), "1M")
+    same(ours, "-f", "qcow2", str(path))
+    qemu_io(path, "qcow2", "write 512k 64k")
+    for words in (("-s", "64k", "-l", "64k"), ("-s", "640k")):
+        same(ours, "-f", "qcow2", *words, str(path))
+    answer = ours.run("map", "-f", "qcow2", "--output=json", str(path))
+    assert answer.rc == 1, explain(answer)
+    assert json.loads(answer.stdout)[-1]["error"]["guest-code"] == "needs-reference", explain(answer)
