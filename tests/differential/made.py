@@ -20,8 +20,8 @@ ROUNDS = 2
 VMDK = ("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized")
 #: What create makes: format and, where it has some, subformat.
 KINDS = ("raw", "qcow2", *(f"vmdk-{name}" for name in VMDK), "vpc-dynamic", "vpc-fixed", "vhdx-dynamic", "vhdx-fixed")
-#: The largest size that a kind is made with, in bytes.  A sparse VHDX of 64 TiB has a BAT of megabytes, and a split VMDK
-#: of terabytes a thousand files: those limits are asked for where nothing is written.
+#: The largest size that a kind is made with, in bytes; 64 GiB for others.  A split VMDK of terabytes would be a
+#: thousand files, and a sparse one of 256 TiB has tables of gigabytes.
 LARGEST = {"raw": 8 * T, "qcow2": 64 * T, "vpc-dynamic": 2040 * G, "vpc-fixed": 64 * G, "vhdx-dynamic": 64 * T}
 PASSPHRASE = b"staple"
 

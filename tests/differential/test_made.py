@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.differential.made import (
+    KINDS,
+    PASSPHRASE,
     G,
     K,
-    KINDS,
     M,
-    PASSPHRASE,
     Request,
     compare,
     io,
