@@ -60,6 +60,7 @@ class Judge:
         self.path.write_bytes(self.final)
         self.new_size = len(case.read(tool, case.driver, self.path))
         self.kept = min(len(self.content), self.new_size)
+        self.beside = [self.case.beside(path) for path in (self.image, self.path)] if self.case.beside else []
 
     def status(self, path: Path | None = None) -> int:
         """What our check says."""
@@ -70,6 +71,8 @@ class Judge:
         """Our check, our content."""
         assert self.status(self.path) in (0, *self.case.checked), name
         self._content(self.case.read(self.tool, self.case.driver, self.path), name)
+        if self.case.beside is not None:
+            assert self.case.beside(self.path) in self.beside, name
 
     def theirs(self, name: str) -> None:
         """qemu-img's check, qemu-img's content."""
