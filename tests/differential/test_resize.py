@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,24 @@ def test_bitmaps(options: str, tmp_path: Path, ours: Ours) -> None:
     assert ours.run("resize", "--shrink", str(path), "200k").rc == ours.run("resize", str(path), "8M").rc == 0
     assert all(max(one.dirty()) << one.granularity_bits < 200 * K for one in bitmaps(path) if one.name != "disabled")
     assert qemu_img("check", str(path)).rc == 0
+
+
+@pytest.mark.parametrize("words", [("2G",), ("--shrink", "20k"), ("--shrink", "600M")])
+def test_a_bitmap_of_ones(words: tuple[str, ...], tmp_path: Path, ours: Ours) -> None:
+    """Clusters of ones that are not stored: behind the end they stand for nothing."""
+    path = tmp_path / "image"
+    make("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", str(path), "1000M")
+    make("bitmap", "--add", "-g", "4k", str(path), "one")
+    data = bytearray(path.read_bytes())
+    directory = int.from_bytes(extensions(bytes(data))[-1][1][16:], "big")
+    table, entries = struct.unpack_from(">QI", data, directory)
+    struct.pack_into(f">{entries}Q", data, table, *[1] * entries)
+    path.write_bytes(data)
+    mine, theirs = resized(path, "qcow2", *words, ours=ours)
+    same(mine, theirs, "qcow2")
+    (one,), (other,) = bitmaps(mine), bitmaps(theirs)
+    assert one.dirty() == other.dirty()
+    assert len(one.bits) == len(other.bits)
 
 
 def test_bitmaps_in_use(tmp_path: Path, ours: Ours) -> None:
