@@ -18,6 +18,7 @@ growing the table, shrinking, a block shared, a tail that is not empty ...):
 * ``zero_when_new``: whether the new space reads as zero as soon as the image says its new size.  Formats that keep a
   footer in the file's last bytes may show the old one there until the last step.
 * ``finished``: exit statuses of our ``check`` at the end; 3 where the format loses space.
+* ``beside``: what else the image holds; in each state it is what it was, or what it is at the end.
 
 ``test_crash.py`` does the rest: every prefix of the steps, torn writes, writes in another order.  In each state the
 image opens, has its old size or its new one, and its content up to the smaller of them is what it was.
@@ -38,6 +39,7 @@ from typing import Any
 import vmm
 from tests.crash.disk import SECTOR, decode
 from tests.differential.oracle import make, qemu_io
+from tests.images.qcow2_reader import bitmaps
 from tests.images.vhd_writer import FIXED, Vhd
 from tests.images.vhdx_writer import Block, Vhdx
 from tests.images.vmdk_writer import HEADER_FIELDS, ZERO, Sparse, descriptor
@@ -96,6 +98,7 @@ class Case:
     finished: tuple[int, ...] = (0, 63)
     secret: str | None = None
     limit: int = NO_LIMIT
+    beside: Callable[[Path], object] | None = None
 
 
 def _raw(length: int) -> Build:
@@ -142,6 +145,18 @@ def _stale(size: int) -> Callable[[Path], None]:
     return after
 
 
+def _bitmaps(*granularities: int) -> Build:
+    """A bitmap for each granularity, of what is written then, and a disabled one."""
+
+    def after(path: Path) -> None:
+        for number, granularity in enumerate(granularities):
+            make("bitmap", "--add", "-g", str(granularity), str(path), f"bitmap-{number}")
+        qemu_io(path, "qcow2", "write -P 201 1k 3k", "write -P 202 70k 2k", "write -P 203 15k 1k")
+        make("bitmap", "--add", "--disable", str(path), "disabled")
+
+    return after
+
+
 K, M = 1 << 10, 1 << 20
 _SMALL = "cluster_size=512"
 QCOW2 = tuple(
@@ -152,6 +167,7 @@ QCOW2 = tuple(
         ("qcow2-grow-refcounts", _qcow2(64 * K, (0, 60 * K), options=_SMALL), 40 * M, ()),
         ("qcow2-grow-whole-blocks", _qcow2(16 * M, (0, 60 * K), options=_SMALL), 512 * M, ()),
         ("qcow2-grow-metadata", _qcow2(100 * K, (0, 7 * K), options=_SMALL), 300 * K, ("metadata",)),
+        ("qcow2-grow-metadata-refcounts", _qcow2(100 * K, (0, 99 * K), options=_SMALL), 200 * K, ("metadata",)),
         ("qcow2-grow-full", _qcow2(20 * K, (0, 7 * K), options="cluster_size=1k"), 50 * K, ("full",)),
         ("qcow2-grow-1-bit", _qcow2(64 * K, (0, 60 * K), options=_SMALL + ",refcount_bits=1"), 4 * M, ("metadata",)),
         ("qcow2-grow-v2", _qcow2(M, (0, 20 * K), options=_SMALL + ",compat=0.10"), 4 * M, ()),
@@ -172,6 +188,23 @@ QCOW2 = tuple(
         ("qcow2-shrink-extended", _qcow2(M, (0, M), options="cluster_size=16k,extended_l2=on"), 34 * K, ("shrink",)),
     )
 )
+
+# With clusters of 64 KiB there is a feature name table, which pushes the bitmaps extension out of the first sector.
+QCOW2_BITMAPS = tuple(
+    Case(name, "qcow2", build, size, words, qemu="qcow2", qemu_check=True, beside=bitmaps)
+    for name, build, size, words in (
+        ("qcow2-grow-bitmaps", _qcow2(300 * K, (0, 99 * K), after=_bitmaps(512, 64 * K)), 300 * M, ()),
+        (
+            "qcow2-grow-bitmaps-small",
+            _qcow2(100 * K, (0, 99 * K), options=_SMALL, after=_bitmaps(512, 1024)), 3 * M, (),
+        ),
+        ("qcow2-shrink-bitmaps", _qcow2(300 * K, (0, 99 * K), after=_bitmaps(512, 64 * K)), 16 * K, ("shrink",)),
+        (
+            "qcow2-shrink-bitmaps-small",
+            _qcow2(3 * M, (0, 99 * K), options=_SMALL, after=_bitmaps(512)), 15 * K, ("shrink",),
+        ),
+    )
+)  # fmt: skip
 
 
 def _vhd(size: int, **fields: Any) -> Build:
@@ -426,3 +459,4 @@ LUKS = tuple(
 )  # fmt: skip
 
 CASES: tuple[Case, ...] = (*RAW, *QCOW2, *VHD, *VMDK, *VHDX, *LUKS)
+CASES: tuple[Case, ...] = (*RAW, *QCOW2, *QCOW2_BITMAPS, *VHD)

@@ -62,6 +62,7 @@ class Judge:
         self.path.write_bytes(self.final)
         self.new_size = len(self.read(self.path))
         self.kept = min(len(self.content), self.new_size)
+        self.beside = [self.case.beside(path) for path in (self.image, self.path)] if self.case.beside else []
         # What qemu-img reads where we have no key.
         self.clear = self.converted(self.image, "before") if case.secret and shutil.which("qemu-img") else None
 
@@ -78,6 +79,8 @@ class Judge:
         """Our check, our content."""
         assert self.status(self.path) in (0, *self.case.checked), name
         self._content(self.read(self.path), self.content, name)
+        if self.case.beside is not None:
+            assert self.case.beside(self.path) in self.beside, name
 
     def theirs(self, name: str) -> None:
         """qemu-img's check, qemu-img's content."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.differential.oracle import comparable, make, qemu_img, qemu_io
 from tests.differential.ours import Ours, explain
 from tests.differential.recipes import SEED
+from tests.images.qcow2_reader import bitmaps, extensions
 
 pytestmark = [pytest.mark.kvm, pytest.mark.qemu_img]
 
@@ -70,6 +72,79 @@ def test_qcow2(options: str, tmp_path: Path, ours: Ours) -> None:
             ("--preallocation=full", str(size + rng.randrange(1, 20) * cluster)),
         ):
             same(*resized(path, "qcow2", *words, ours=ours), "qcow2")
+
+
+@pytest.mark.parametrize("options", ["", "cluster_size=512", "cluster_size=4k", "cluster_size=16k,extended_l2=on"])
+def test_bitmaps(options: str, tmp_path: Path, ours: Ours) -> None:
+    """The same bits of the same bitmaps, and no extension lost."""
+    path = tmp_path / "image"
+    make("create", "-q", "-f", "qcow2", *(("-o", options) if options else ()), str(path), "6M")
+    for granularity in (512, 4 * K, 64 * K):
+        make("bitmap", "--add", "-g", str(granularity), str(path), f"of {granularity}")
+    qemu_io(path, "qcow2", "write -P 1 1k 300k", "write -P 2 5M 1M")
+    make("bitmap", "--add", "--disable", str(path), "disabled")
+    for words in (("900M",), ("7M",), ("--shrink", "256k"), ("--shrink", "5500k"), ("--preallocation=metadata", "9M")):
+        mine, theirs = resized(path, "qcow2", *words, ours=ours)
+        same(mine, theirs, "qcow2")
+        found = [
+            [(one.name, one.flags, one.granularity_bits, one.dirty()) for one in bitmaps(file)]
+            for file in (mine, theirs)
+        ]
+        assert found[0] == found[1]
+        assert len(found[0]) == 4
+        kinds = [sorted(kind for kind, _ in extensions(file.read_bytes())) for file in (mine, theirs)]
+        assert kinds[0] == kinds[1]
+    # Ours after ours: what was cut off does not come back.
+    assert ours.run("resize", "--shrink", str(path), "200k").rc == ours.run("resize", str(path), "8M").rc == 0
+    assert all(max(one.dirty()) << one.granularity_bits < 200 * K for one in bitmaps(path) if one.name != "disabled")
+    assert qemu_img("check", str(path)).rc == 0
+
+
+@pytest.mark.parametrize("words", [("2G",), ("--shrink", "20k"), ("--shrink", "600M")])
+def test_a_bitmap_of_ones(words: tuple[str, ...], tmp_path: Path, ours: Ours) -> None:
+    """Clusters of ones that are not stored: behind the end they stand for nothing."""
+    path = tmp_path / "image"
+    make("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", str(path), "1000M")
+    make("bitmap", "--add", "-g", "4k", str(path), "one")
+    data = bytearray(path.read_bytes())
+    directory = int.from_bytes(extensions(bytes(data))[-1][1][16:], "big")
+    table, entries = struct.unpack_from(">QI", data, directory)
+    struct.pack_into(f">{entries}Q", data, table, *[1] * entries)
+    path.write_bytes(data)
+    mine, theirs = resized(path, "qcow2", *words, ours=ours)
+    same(mine, theirs, "qcow2")
+    (one,), (other,) = bitmaps(mine), bitmaps(theirs)
+    assert one.dirty() == other.dirty()
+    assert len(one.bits) == len(other.bits)
+
+
+def test_bitmaps_in_use(tmp_path: Path, ours: Ours) -> None:
+    path = tmp_path / "image"
+    make("create", "-q", "-f", "qcow2", str(path), "1M")
+    make("bitmap", "--add", str(path), "one")
+    data = bytearray(path.read_bytes())
+    directory = int.from_bytes(extensions(bytes(data))[-1][1][16:], "big")
+    data[directory + 15] |= 1
+    path.write_bytes(data)
+    for words in (("2M",), ("1M",), ("--shrink", "512k")):
+        answer = ours.run("resize", *words[:-1], str(path), words[-1])
+        oracle = qemu_img("resize", *words[:-1], str(path), words[-1])
+        assert answer.rc == oracle.rc == 1
+        assert "Bitmap 'one' is inconsistent and cannot be used" in oracle.stderr
+        assert "Bitmap 'one' is inconsistent and cannot be used" in answer.stderr
+    assert path.read_bytes() == data
+
+
+def test_bitmaps_that_would_be_too_large(tmp_path: Path, ours: Ours) -> None:
+    """qemu-img changes the size and loses the bitmap."""
+    path = tmp_path / "image"
+    make("create", "-q", "-f", "qcow2", str(path), "1M")
+    make("bitmap", "--add", "-g", "512", str(path), "one")
+    before = path.read_bytes()
+    answer = ours.run("resize", str(path), "3T")
+    assert answer.rc == 1
+    assert "the table of a bitmap would have 12288 entries, the limit is 8192" in answer.stderr
+    assert path.read_bytes() == before
 
 
 def test_again_and_again(tmp_path: Path, ours: Ours) -> None:

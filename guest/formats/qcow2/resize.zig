@@ -1,7 +1,8 @@
 //! Another virtual size of a qcow2 image.
 //!
 //! The header's first sector holds the size, the place and length of the L1 table and of the refcount table: writing it
-//! is the one moment at which the image changes.  Everything that the new header needs lies behind the old end of the
+//! is the one moment at which the image changes (where old tables come to name clusters that new refcount blocks count,
+//! the new refcount table is put in place by an earlier write of it).  Everything that the new header needs lies behind the old end of the
 //! file before (or where no reader looks yet), and everything that it no longer needs is given back after.  Between
 //! the stages there is a flush; a run that ends between two of them leaves clusters that nobody uses, never less.
 
@@ -19,6 +20,7 @@ const template = @import("template.zig");
 const compressed = @import("compressed.zig");
 const open = @import("open.zig");
 const counts_zig = @import("counts.zig");
+const bitmaps = @import("resize_bitmaps.zig");
 const refuse = template.refuse;
 const none = template.none;
 const Header = header_zig.Header;
@@ -39,7 +41,7 @@ pub fn resize(context: image.Context, device: block.Device, request: *const mess
     const wanted = try resizing.wanted(context, format, old_size, request);
     if (wanted.size % 512 != 0)
         return refuse(context.diagnostic, .invalid_option, "virtual size", "The new size must be a multiple of 512, not {value}", none, wanted.size, none);
-    try refuseState(context.diagnostic, &opened);
+    try refuseState(context, &opened);
     var work: Work = .{
         .context = context,
         .device = device,
@@ -55,6 +57,16 @@ pub fn resize(context: image.Context, device: block.Device, request: *const mess
     const new_tables = wanted.size / span + @intFromBool(wanted.size % span != 0);
     if (new_tables * 8 > header_zig.max_l1_bytes)
         return refuse(context.diagnostic, .too_large, "L1 table", "Failed to grow the L1 table: File too large: it would have {value} bytes, the limit is {limit}", none, new_tables * 8, header_zig.max_l1_bytes);
+    if (opened.extensions.bitmaps) |place| work.bitmaps = .{
+        .context = context,
+        .device = device,
+        .header = header,
+        .place = place,
+        .list = opened.bitmaps,
+        .counts = &work.counts,
+        .fresh = &work.fresh,
+        .lost = &work.lost_clusters,
+    };
     if (wanted.size != old_size) {
         try work.readL1(new_tables);
         if (wanted.size > old_size) try work.grow(old_size, wanted.size, new_tables) else try work.shrink(wanted.size, new_tables);
@@ -63,7 +75,8 @@ pub fn resize(context: image.Context, device: block.Device, request: *const mess
 }
 
 /// What qemu opens for nobody who writes, or repairs first, or cannot resize; and what needs another file.
-fn refuseState(diagnostic: *block.Diagnostic, opened: *const open.Opened) error{Refused}!void {
+fn refuseState(context: image.Context, opened: *const open.Opened) error{Refused}!void {
+    const diagnostic = context.diagnostic;
     const header = opened.header;
     if (header.markedCorrupt())
         return refuse(diagnostic, .corrupt, "header", "Image is corrupt; cannot be opened read/write", 72, header.incompatible, none);
@@ -71,8 +84,7 @@ fn refuseState(diagnostic: *block.Diagnostic, opened: *const open.Opened) error{
         return refuse(diagnostic, .corrupt, "header", "the image is marked dirty: its refcounts may be wrong, and have to be repaired first", 72, header.incompatible, none);
     if (header.snapshot_count > 0 and header.version < 3)
         return refuse(diagnostic, .unsupported, "snapshot table", "Can't resize a v2 image which has snapshots", header.snapshots_offset, header.snapshot_count, none);
-    if (opened.bitmaps.len > 0)
-        return refuse(diagnostic, .unsupported, "bitmaps", "an image with persistent bitmaps is not resized, this one has {value}", none, opened.bitmaps.len, none);
+    try bitmaps.refuseInUse(context, opened.bitmaps);
     if (header.hasDataFile())
         return refuse(diagnostic, .needs_reference, "data file", "the data lie in an external data file, which would have to be resized too and is not followed", none, none, none);
     if (header.crypt_method != 0)
@@ -91,12 +103,18 @@ const Work = struct {
     l1: []u8,
     l1_offset: u64,
     l1_entries: u32,
+    /// Null where there are none.
+    bitmaps: ?bitmaps.Change = null,
+    new_directory: bool = false,
 
     /// The stages, in order.
     fresh: Steps = .empty,
     counted: Steps = .empty,
+    recounted: Steps = .empty,
     prepared: Steps = .empty,
     switched: Steps = .empty,
+    extended: Steps = .empty,
+    named: Steps = .empty,
     cleared: Steps = .empty,
     released: Steps = .empty,
     unlinked: Steps = .empty,
@@ -442,13 +460,20 @@ const Work = struct {
     // Both.
 
     fn finish(self: *Work, new_size: u64, trim: bool) block.Error!void {
-        if (try self.counts.settle(&self.fresh, &self.counted)) |old_table| try self.lose(old_table.first, old_table.count);
-        try self.addHeader(new_size);
+        if (self.bitmaps) |*change| self.new_directory = try change.plan(new_size);
+        if (try self.counts.settle(&self.fresh, &self.counted)) |old_table| {
+            try self.lose(old_table.first, old_table.count);
+            // What is prepared may name clusters that the new blocks count.
+            if (self.prepared.items.len > 0) try self.addWrite(&self.recounted, 0, try self.headerSector(self.header.size, self.header.l1_entries, self.header.l1_offset));
+        }
+        const sector = try self.headerSector(new_size, self.l1_entries, self.l1_offset);
+        if (self.new_directory) try self.bitmaps.?.addExtension(sector, &self.extended, &self.named);
+        try self.addWrite(&self.switched, 0, sector);
         try self.releaseAll();
         try self.counts.writeReleased(&self.released, &self.unlinked, trim);
         if (self.released.items.len > 0) try self.expectKept();
         try self.trimFile(trim);
-        const stages = [_]*Steps{ &self.fresh, &self.counted, &self.prepared, &self.switched, &self.cleared, &self.released, &self.unlinked, &self.trimmed };
+        const stages = [_]*Steps{ &self.fresh, &self.counted, &self.recounted, &self.prepared, &self.switched, &self.extended, &self.named, &self.cleared, &self.released, &self.unlinked, &self.trimmed };
         for (stages) |stage| {
             if (stage.items.len == 0) continue;
             self.plan.appendSlice(self.context.allocator, stage.items) catch return error.NoMemory;
@@ -457,16 +482,16 @@ const Work = struct {
     }
 
     /// The sector that changes everything.  Features of others that are cleared by whoever does not know them go.
-    fn addHeader(self: *Work, new_size: u64) block.Error!void {
+    fn headerSector(self: *Work, size: u64, l1_entries: u32, l1_offset: u64) block.Error![]u8 {
         const bytes = try self.buffer(512);
         try self.device.readPadded(0, bytes);
-        std.mem.writeInt(u64, bytes[24..32], new_size, .big);
-        std.mem.writeInt(u32, bytes[36..40], self.l1_entries, .big);
-        std.mem.writeInt(u64, bytes[40..48], self.l1_offset, .big);
+        std.mem.writeInt(u64, bytes[24..32], size, .big);
+        std.mem.writeInt(u32, bytes[36..40], l1_entries, .big);
+        std.mem.writeInt(u64, bytes[40..48], l1_offset, .big);
         std.mem.writeInt(u64, bytes[48..56], self.counts.table_offset, .big);
         std.mem.writeInt(u32, bytes[56..60], self.counts.table_clusters, .big);
         if (self.header.version >= 3) std.mem.writeInt(u64, bytes[88..96], self.header.autoclear & header_zig.Autoclear.known, .big);
-        try self.addWrite(&self.switched, 0, bytes);
+        return bytes;
     }
 
     fn releaseAll(self: *Work) block.Error!void {
@@ -531,6 +556,7 @@ const Work = struct {
         try self.counts.expectUsed(self.l1_offset, @as(u64, self.l1_entries) * 8);
         try self.counts.expectUsed(header.snapshots_offset, @intFromBool(header.snapshot_count > 0));
         try self.counts.expectOwn();
+        if (self.bitmaps) |*change| try change.expectKept();
         for (0..self.l1_entries) |index| {
             const offset = try self.tableOffset(index);
             if (offset != 0) try self.counts.expectUsed(offset, 1);
