@@ -78,6 +78,7 @@ def follow(path: str | Path, *allow: str | Path, guest: Any = None, links: bool 
                 assert not os.get_inheritable(device.fd)
                 assert os.pread(device.fd, 1 << 20, 0) == Path(file.filename).read_bytes()
                 assert device.length == Path(file.filename).stat().st_size
+                assert file.length == device.length
                 assert device.allocated == file.actual_size == Path(file.filename).stat().st_blocks * 512
             fds = [device.fd for device in files.devices()[1:]]
             names = [file.filename for file in files.followed()]

@@ -66,6 +66,8 @@ class FollowedFile:
     format: str | None
     #: What it takes on the host's disk, in bytes.
     actual_size: int
+    #: Of the file, in bytes.
+    length: int
 
 
 class Root:
@@ -189,7 +191,7 @@ class Chain:
     def followed(self) -> tuple[FollowedFile, ...]:
         """The files but the first, for reports."""
         return tuple(
-            FollowedFile(file.name, file.owner, file.kind, file.index, file.format, file.size)
+            FollowedFile(file.name, file.owner, file.kind, file.index, file.format, file.size, file.length)
             for file in self._files[1:]
         )
 
