@@ -65,12 +65,17 @@ fn base(name: []const u8) []const u8 {
 
 /// Refuse a file that is not the parent, by its identifier.
 pub fn checkParent(context: image.Context, header: *const dynamic.Header) block.Error!void {
-    const given = try context.reference(.parent, 0) orelse return;
-    var footer: footers.Footer = try .read(context.allocator, given.device, 0, footers.size);
-    if (!footer.hasCookie()) footer = try footers.atEnd(context.allocator, given.device) orelse return;
-    // A file that is no VHD at all is refused when it is opened.
-    if (std.mem.eql(u8, footer.uuid(), header.parentUuid())) return;
+    if (try isParent(context, header)) return;
     return vhd.refuse(context.diagnostic, .corrupt, "dynamic header", "the file that the parent's name leads to has another identifier than the parent", header.offset + 40, none, none);
+}
+
+/// Whether the file that was given as the parent has the parent's identifier; one that was not given is not asked, and
+/// a file that is no VHD at all is refused when it is opened.
+pub fn isParent(context: image.Context, header: *const dynamic.Header) block.Error!bool {
+    const given = try context.reference(.parent, 0) orelse return true;
+    var footer: footers.Footer = try .read(context.allocator, given.device, 0, footers.size);
+    if (!footer.hasCookie()) footer = try footers.atEnd(context.allocator, given.device) orelse return true;
+    return std.mem.eql(u8, footer.uuid(), header.parentUuid());
 }
 
 test "Windows paths" {
