@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.differential.oracle import Answer, comparable, make, qemu_img, qemu_io
-from tests.differential.ours import Ours, explain
+from tests.differential.ours import Ours, explain, run_process
 from tests.differential.test_map import settled
 from tests.images import vmdk_writer as v
 
@@ -230,3 +230,21 @@ def test_as_many_extents_as_fit(ours: Ours, tmp_path: Path) -> None:
     agree(ours, described(tmp_path, lines), "vmdk")
     described(tmp_path, [*lines, 'RW 1 FLAT "f0" 0'])
     assert ours.run("check", "--chain", str(tmp_path / "image.vmdk")).rc == 1
+
+
+def test_real_command(tmp_path: Path) -> None:
+    """In the sandbox of every run: two disks of extents and an overlay on one command line; recorded, and replayed
+    without the files."""
+    disk(tmp_path / "one.vmdk", "twoGbMaxExtentSparse", "5G", "write -P 1 2097088k 128k")
+    disk(tmp_path / "two.vmdk", "monolithicFlat", "1M", "write -P 1 0 4k")
+    make("create", "-q", "-f", "vmdk", "-b", "two.vmdk", "-F", "vmdk", "top.vmdk", cwd=tmp_path)
+    names = ["one.vmdk", "two.vmdk", "top.vmdk"]
+    words = ["measure", "-O", "qcow2", "--output=json"]
+    answer = run_process("run", *words, "--chain", "--record", "run.pyvmm", *names, cwd=tmp_path)
+    assert (answer.rc, answer.stderr) == (0, ""), explain(answer)
+    expected = [qemu_img(*words, name, cwd=tmp_path).json for name in names]
+    assert [comparable(json.loads(line), "filename") for line in answer.stdout.splitlines()] == expected
+    for path in tmp_path.glob("*.vmdk"):
+        path.unlink()
+    replayed = run_process("replay", "run.pyvmm", cwd=tmp_path)
+    assert (replayed.rc, replayed.stderr) == (0, ""), explain(replayed)
