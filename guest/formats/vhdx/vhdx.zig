@@ -137,6 +137,7 @@ const Opened = struct {
 pub fn open(context: image.Context, device: block.Device) block.Error!image.Image {
     const vhdx = try load(context, device);
     const differencing = vhdx.metadata.isDifferencing();
+    if (differencing) try @import("parent.zig").verify(context, vhdx.device(), &vhdx.metadata);
     const opened = context.allocator.create(Opened) catch return error.NoMemory;
     opened.* = .{ .segments = try .init(context, vhdx.table, differencing), .device = vhdx.device() };
     return .{
