@@ -4,6 +4,7 @@ const std = @import("std");
 const block = @import("block");
 const messages = @import("messages");
 const steps = @import("steps.zig");
+const text = @import("text.zig");
 
 /// What format code works with: memory that lives until the run ends, and the place for the reason of a refusal.
 pub const Context = struct {
@@ -201,6 +202,20 @@ pub const Sink = struct {
         const encoded = cbor.encodeMessage(&buffer, message) catch return error.TooLarge;
         return self.deliver(self.context, encoded);
     }
+
+    /// Deliver a reference, whose name may be longer than what `emit` encodes.  One that is too long for a path is cut
+    /// so that it stays too long, and is not followed: what is left of it names another file.
+    pub fn emitReference(self: Sink, context: Context, reference: messages.InfoReference) block.Error!void {
+        const cbor = @import("cbor");
+        var cut = reference;
+        cut.name = text.shorten(reference.name, max_name);
+        const buffer = context.allocator.alloc(u8, cut.name.len + 512) catch return error.NoMemory;
+        const encoded = cbor.encodeMessage(buffer, cut) catch return error.TooLarge;
+        return self.deliver(self.context, encoded);
+    }
+
+    /// Bytes of a name: more than a path can have, also when a character is cut off.
+    const max_name = 8192;
 };
 
 /// One format.  A null function means that the operation does not exist for it.

@@ -83,6 +83,14 @@ pub fn guid(out: *[36]u8, bytes: *const [16]u8) []const u8 {
     return uuid(out, &swapped);
 }
 
+/// As much of UTF-8 as `most` bytes hold, cut between characters.
+pub fn shorten(value: []const u8, most: usize) []const u8 {
+    if (value.len <= most) return value;
+    var end = most;
+    while (end > 0 and value[end] & 0xc0 == 0x80) end -= 1;
+    return value[0..end];
+}
+
 test "undecodable bytes become replacement characters" {
     var buffer: [64]u8 = undefined;
     var fixed: std.heap.FixedBufferAllocator = .init(&buffer);
@@ -104,4 +112,13 @@ test "GUIDs swap their first three groups" {
     var out: [36]u8 = undefined;
     try std.testing.expectEqualStrings("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", guid(&out, bytes));
     try std.testing.expectEqualStrings("28732ac1-1ff8-d211-ba4b-00a0c93ec93b", uuid(&out, bytes));
+}
+
+test "text is cut between characters" {
+    try std.testing.expectEqualStrings("ab", shorten("ab", 2));
+    try std.testing.expectEqualStrings("ab", shorten("abc", 2));
+    try std.testing.expectEqualStrings("a", shorten("a\u{e9}", 2));
+    try std.testing.expectEqualStrings("a\u{e9}", shorten("a\u{e9}b", 3));
+    try std.testing.expectEqualStrings("a", shorten("a\u{1f4be}", 4));
+    try std.testing.expectEqualStrings("", shorten("\u{1f4be}", 3));
 }

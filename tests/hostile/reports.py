@@ -37,6 +37,8 @@ OPERATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "resize": ("resize", ()),
     "create": ("create", ("create-file",)),
     "map": ("map", ("map-extents",)),
+    # Not an operation of the command line: `--chain` runs it before another one.
+    "references": ("references", ("info-reference",)),
 }
 
 #: Messages that ask for another run, which canned answers are wrong for; tests/unit/test_outputs.py has them.
@@ -97,10 +99,12 @@ def messages(*payloads: bytes, status: int = 0) -> Script:
 Fields = dict[str, Any]
 
 
-#: Fields whose values have to agree with one another: one extent of one zero byte, and the end of its map.
+#: Fields whose values have to agree with one another: one extent of one zero byte, and the end of its map; and a
+#: kind of reference that there is.
 AGREEING: dict[str, Fields] = {
     "map-extents": {"start": 0, "lengths": [1], "states": [2], "offsets": [0], "depths": [0], "devices": [0]},
     "map": {"virtual-size": 1, "extents": 1},
+    "info-reference": {"kind": "backing-file"},
 }
 
 

@@ -89,7 +89,8 @@ class TestWithoutAMachine:
 
     def run(self, operation: str, runner: FakeRunner, *words: str) -> int:
         files = {"create": ["new"], "resize": ["image", "1M"]}.get(operation, ["image"])
-        return main(["run", operation, *words, *files], runner)
+        asked = ["measure", "--chain"] if operation == "references" else [operation]
+        return main(["run", *asked, *words, *files], runner)
 
     @pytest.mark.parametrize("operation", OPERATIONS)
     def test_every_wrong_report(self, operation: str, capsys: pytest.CaptureFixture[str]) -> None:

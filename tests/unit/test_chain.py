@@ -19,7 +19,7 @@ from vmm.boundary import DeviceSpec
 from vmm.errors import FileError, GuestFailedError, ReferenceRefusedError, RefusedError, UsageError
 from vmm.host import system
 from vmm.operations import chain as chain_module
-from vmm.operations.chain import MAX_ALTERNATIVES, MAX_DEPTH, MAX_NAME, Chain
+from vmm.operations.chain import MAX_ALTERNATIVES, MAX_DEPTH, MAX_FORMAT, MAX_NAME, Chain
 from vmm.operations.files import InputFile
 from vmm.operations.follow import Alone, open_chain
 from vmm.operations.names import components, has_protocol
@@ -29,11 +29,13 @@ class Guest:
     """Plays ``references``: an image is a text file with a line ``KIND INDEX NAME`` for each name that it holds.
 
     :param kind: what every reference is said to be.
+    :param format: the format that every reference is said to have.
     """
 
-    def __init__(self, kind: str | None = None) -> None:
+    def __init__(self, kind: str | None = None, format: str | None = None) -> None:  # noqa: A002
         self.runs = 0
         self._kind = kind
+        self._format = format
 
     def answer(
         self,
@@ -52,7 +54,7 @@ class Guest:
         for line in os.pread(devices[0].fd, 1 << 20, 0).decode("utf-8", "replace").splitlines():
             kind, index, name = line.split(" ", 2)
             named = kind if self._kind is None else self._kind
-            on_message(InfoReference(kind=named, index=int(index) or None, name=name, format=None))
+            on_message(InfoReference(kind=named, index=int(index) or None, name=name, format=self._format))
         return References(format=request.format or "text")
 
 
@@ -78,6 +80,7 @@ def follow(path: str | Path, *allow: str | Path, guest: Any = None, links: bool 
                 assert not os.get_inheritable(device.fd)
                 assert os.pread(device.fd, 1 << 20, 0) == Path(file.filename).read_bytes()
                 assert device.length == Path(file.filename).stat().st_size
+                assert file.length == device.length
                 assert device.allocated == file.actual_size == Path(file.filename).stat().st_blocks * 512
             fds = [device.fd for device in files.devices()[1:]]
             names = [file.filename for file in files.followed()]
@@ -436,6 +439,15 @@ def test_a_guest_with_too_many_alternatives(here: Path) -> None:
     (here / "top").write_text("parent 0 x\n" * (MAX_ALTERNATIVES + 1))
     with pytest.raises(GuestFailedError, match="alternatives"):
         follow("top")
+
+
+def test_a_guest_that_fills_the_request(here: Path) -> None:
+    """Formats go into the request of the operation, one for each file."""
+    (here / "top").write_text("extent 0 a\n")
+    (here / "a").write_text("")
+    assert follow("top", guest=Guest(format="f" * MAX_FORMAT)) == ["a"]
+    with pytest.raises(GuestFailedError, match="format of 65 characters"):
+        follow("top", guest=Guest(format="f" * (MAX_FORMAT + 1)))
 
 
 # --- where it is no error ---------------------------------------------------------------------------------------------

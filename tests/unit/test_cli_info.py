@@ -21,7 +21,11 @@ from calltable.messages import (
 )
 from tests.unit.fake import FakeRunner
 from vmm.cbor import decode
+from vmm.cli.human import info_text
 from vmm.cli.main import main
+from vmm.cli.reports import info_json
+from vmm.operations.chain import FollowedFile
+from vmm.operations.info import InfoReport
 
 RAW = Info(format="raw", virtual_size=512, file_length=512, dirty_flag=False)
 Capture = pytest.CaptureFixture[str]
@@ -173,6 +177,29 @@ class TestInfo:
                 },
             }
         ]
+
+    def test_extents_of_later_releases(self) -> None:
+        """What was opened last is first, each with its own size; on top is what all of them take."""
+        files = tuple(
+            FollowedFile(f"d/f{index}", 0, "extent", index, "raw", 8192 * (index + 1), 700) for index in range(2)
+        )
+        report = InfoReport("d/image", 4096 + 8192 + 16384, FULL, extent_files=files)
+        answer = info_json(report, (8, 0))
+        shown = [
+            (child["name"], child["info"]["filename"], child["info"]["virtual-size"], child["info"]["actual-size"])
+            for child in json.loads(json.dumps(answer["children"]))
+        ]
+        assert shown == [
+            ("extents.1", "d/f1", 1024, 16384),
+            ("extents.0", "d/f0", 1024, 8192),
+            ("file", "d/image", 197120, 4096),
+        ]
+        assert answer["actual-size"] == 28672
+        text = info_text(report, (8, 0))
+        nodes = [line for line in text.splitlines() if line.startswith("Child node")]
+        assert nodes == [f"Child node '/{name}':" for name in ("extents.1", "extents.0", "file")]
+        assert "    filename: d/f1\n    protocol type: file\n    file length: 1 KiB (1024 bytes)\n" in text
+        assert text.endswith("    disk size: 4 KiB\n")
 
     def test_luks(self, capsys: Capture) -> None:
         slots = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from vmm.cli.reports import format_specific, luks2
+from vmm.cli.reports import children, format_specific, luks2
 from vmm.operations.text import printable
 
 TYPE_CHECKING = False
@@ -95,12 +95,11 @@ def info_text(report: InfoReport, version: tuple[int, int]) -> str:
     from vmm.cli.sizetext import human_size
 
     image = report.image
-    disk_size = human_size(report.actual_size)
     lines = [
         f"image: {printable(report.filename)}",
         f"file format: {printable(image.format)}",
         f"virtual size: {human_size(image.virtual_size)} ({image.virtual_size} bytes)",
-        f"disk size: {disk_size}",
+        f"disk size: {human_size(report.actual_size)}",
     ]
     if image.encrypted:
         lines.append("encrypted: yes")
@@ -117,14 +116,14 @@ def info_text(report: InfoReport, version: tuple[int, int]) -> str:
     elif image.luks2 is not None:
         lines += ["Format specific information:", *_dump(luks2(report), 1)]
     if version >= (8, 0):
-        length = (image.file_length + 511) // 512 * 512
-        lines += [
-            "Child node '/file':",
-            f"    filename: {printable(report.filename)}",
-            "    protocol type: file",
-            f"    file length: {human_size(length)} ({length} bytes)",
-            f"    disk size: {disk_size}",
-        ]
+        for node, name, length, size in children(report):
+            lines += [
+                f"Child node '/{node}':",
+                f"    filename: {printable(name)}",
+                "    protocol type: file",
+                f"    file length: {human_size(length)} ({length} bytes)",
+                f"    disk size: {human_size(size)}",
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -117,19 +117,30 @@ def format_specific(report: InfoReport, version: tuple[int, int]) -> Json | None
     return {"type": "qcow2", "data": qemu_order(data)}
 
 
-def child_node(report: InfoReport) -> Json:
-    """The file under the format, which qemu-img shows from release 8.0 on."""
-    length = report.image.file_length
+def children(report: InfoReport) -> list[tuple[str, str, int, int]]:
+    """The files under the format, which qemu-img shows from release 8.0 on: the name of the node, that of the file, its
+    length in whole sectors and what it takes on the host's disk, in bytes.  Extents are opened behind the image itself,
+    and what was opened last is shown first.
+    """
+    own = report.actual_size - sum(file.actual_size for file in report.extent_files)
+    found = [("file", report.filename, report.image.file_length, own)]
+    found += [(f"extents.{file.index}", file.filename, file.length, file.actual_size) for file in report.extent_files]
+    return [
+        (node, name, (length + _SECTOR - 1) // _SECTOR * _SECTOR, size) for node, name, length, size in reversed(found)
+    ]
+
+
+def _child_node(node: str, name: str, length: int, size: int) -> Json:
     info: Json = {
         "children": [],
-        "virtual-size": (length + _SECTOR - 1) // _SECTOR * _SECTOR,
-        "filename": report.filename,
+        "virtual-size": length,
+        "filename": name,
         "format": "file",
-        "actual-size": report.actual_size,
+        "actual-size": size,
         "format-specific": {"type": "file", "data": {}},
         "dirty-flag": False,
     }
-    return qemu_order({"name": "file", "info": qemu_order(info)})
+    return qemu_order({"name": node, "info": qemu_order(info)})
 
 
 def info_json(report: InfoReport, version: tuple[int, int]) -> Json:
@@ -155,7 +166,7 @@ def info_json(report: InfoReport, version: tuple[int, int]) -> Json:
             for snapshot in report.snapshots
         ]
     if version >= (8, 0):
-        top["children"] = [child_node(report)]
+        top["children"] = [_child_node(*child) for child in children(report)]
     return qemu_order(top) | {"pyvmm": _info_own(report)}
 
 

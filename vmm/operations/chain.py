@@ -36,6 +36,8 @@ MAX_DEPTH = 16
 MAX_NAME = 4095
 #: Names that one reference may have: a VHD has eight locators, each of them also by its last part.
 MAX_ALTERNATIVES = 32
+#: Characters of a driver's name; it goes into the request, once for each file.
+MAX_FORMAT = 64
 
 _KINDS = {
     "backing-file": "backing file",
@@ -66,6 +68,8 @@ class FollowedFile:
     format: str | None
     #: What it takes on the host's disk, in bytes.
     actual_size: int
+    #: Of the file, in bytes.
+    length: int
 
 
 class Root:
@@ -189,7 +193,7 @@ class Chain:
     def followed(self) -> tuple[FollowedFile, ...]:
         """The files but the first, for reports."""
         return tuple(
-            FollowedFile(file.name, file.owner, file.kind, file.index, file.format, file.size)
+            FollowedFile(file.name, file.owner, file.kind, file.index, file.format, file.size, file.length)
             for file in self._files[1:]
         )
 
@@ -254,6 +258,8 @@ class Chain:
             assert isinstance(message, InfoReference)
             if message.kind not in _KINDS:
                 raise GuestFailedError(f"the guest named a file of the unknown kind {printable(message.kind)}")
+            if message.format is not None and len(message.format) > MAX_FORMAT:
+                raise GuestFailedError(f"the guest named a format of {len(message.format)} characters")
             names = wanted.setdefault((message.kind, message.index or 0), [])
             names.append(message)
             if len(names) > MAX_ALTERNATIVES:

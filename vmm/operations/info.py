@@ -66,7 +66,7 @@ class InfoReport:
 
     #: The file as it was named.
     filename: str
-    #: What the file takes on the host's disk.
+    #: What the file takes on the host's disk, together with those of its extents that were opened.
     actual_size: int
     #: What the guest found.
     image: Info
@@ -86,6 +86,8 @@ class InfoReport:
     luks2_segments: tuple[InfoLuks2Segment, ...] = ()
     luks2_digests: tuple[InfoLuks2Digest, ...] = ()
     luks2_tokens: tuple[InfoLuks2Token, ...] = ()
+    #: The files of a VMDK image's extents that were opened, in the order of the disk.
+    extent_files: tuple[FollowedFile, ...] = ()
     #: The files that were opened because images name them, in the order of opening.
     followed: tuple[FollowedFile, ...] = ()
     #: Reports on the images behind this one, the nearest first; only where they were asked for.
@@ -206,7 +208,11 @@ def _describe(
     assert size is not None
     report = InfoReport(name, size, main, *(tuple(found[name]) for name in _LISTS))  # type: ignore[arg-type]
     _validate(report)
-    return report
+    extents = tuple(one for one in files.followed() if one.owner == number and one.kind == "extent")
+    if not extents:
+        return report
+    total = size + sum(one.actual_size for one in extents)
+    return replace(report, actual_size=total, extent_files=tuple(sorted(extents, key=lambda one: one.index)))
 
 
 def _validate(report: InfoReport) -> None:

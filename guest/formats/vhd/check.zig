@@ -12,6 +12,7 @@ const Findings = @import("../qcow2/check_findings.zig").Findings;
 const footers = @import("footer.zig");
 const dynamic = @import("dynamic.zig");
 const blocks = @import("check_blocks.zig");
+const references = @import("references.zig");
 const vhd = @import("vhd.zig");
 const sameFooter = @import("info.zig").sameFooter;
 
@@ -155,6 +156,9 @@ fn checkSparse(
         return findings.add(.corruption, details, "{s}", .{diagnostic.message()["vpc: ".len..]});
     };
     try checkHeader(findings, &header, footer.diskType() == .differencing);
+    if (footer.diskType() == .differencing and !try references.isParent(context, &header)) {
+        try findings.put(.corruption, "dynamic header", "dynamic header: the file that the parent's name leads to has another identifier than the parent", .{ .offset = header.offset + 40 });
+    }
     report.cluster_size = layout.block_size;
     report.total_clusters = std.math.divCeil(u64, report.virtual_size.?, layout.block_size) catch unreachable;
     try blocks.check(context, findings, device, .{

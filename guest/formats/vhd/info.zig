@@ -94,7 +94,7 @@ fn parent(context: image.Context, device: block.Device, sink: image.Sink, header
         if (locator_end <= device.length) end = @max(end, std.mem.alignForward(u64, locator_end, footers.sector));
         const platform = try letters(context, &locator.platform);
         if (try locator.name(context, device)) |path| {
-            try sink.emit(messages.InfoReference{ .kind = "parent", .name = path, .source = platform });
+            try sink.emitReference(context, .{ .kind = "parent", .name = path, .source = platform });
         } else try sink.emit(messages.InfoNote{
             .code = "parent-locator-unreadable",
             .message = "a parent locator is of an unknown platform or lies outside the file",

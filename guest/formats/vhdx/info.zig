@@ -96,7 +96,7 @@ fn parent(context: image.Context, loaded: *const vhdx.Vhdx, sink: image.Sink, fa
             continue;
         };
         // Two texts share a message.
-        try sink.emit(messages.InfoParentEntry{ .key = pair.key[0..@min(pair.key.len, 256)], .value = locators.shorten(pair.value) });
+        try sink.emit(messages.InfoParentEntry{ .key = text.shorten(pair.key, 256), .value = locators.shorten(pair.value) });
     }
     if (try locator.find(context, locators.keys.linkage)) |linkage| facts.parent_linkage = locators.shorten(linkage);
     try locator.emitReferences(context, sink);

@@ -4,7 +4,6 @@
 
 const std = @import("std");
 const block = @import("block");
-const messages = @import("messages");
 const image = @import("../image.zig");
 const text = @import("../text.zig");
 const none = @import("../qcow2/template.zig").none;
@@ -93,26 +92,25 @@ pub const Locator = struct {
         return null;
     }
 
-    /// Name the parent by each of its places; all of them are alternatives for one file.
+    /// Name the parent by each of its places, as they are written.
     pub fn emitReferences(self: *const Locator, context: image.Context, sink: image.Sink) block.Error!void {
         for (keys.paths) |key| {
-            const value = try self.find(context, key) orelse continue;
-            try sink.emit(messages.InfoReference{
-                .kind = image.ReferenceKind.parent.text(),
-                .index = 0,
-                .name = shorten(value),
-                .format = if (self.isVhdx()) format.name else null,
-                .source = key,
-            });
+            if (try self.find(context, key)) |name| try self.emitReference(context, sink, key, name);
         }
+    }
+
+    pub fn emitReference(self: *const Locator, context: image.Context, sink: image.Sink, key: []const u8, name: []const u8) block.Error!void {
+        return sink.emitReference(context, .{
+            .kind = image.ReferenceKind.parent.text(),
+            .index = 0,
+            .name = name,
+            .format = if (self.isVhdx()) format.name else null,
+            .source = key,
+        });
     }
 };
 
 /// As much of a text as a message holds, cut between characters.
 pub fn shorten(value: []const u8) []const u8 {
-    const most = 3072;
-    if (value.len <= most) return value;
-    var end: usize = most;
-    while (value[end] & 0xc0 == 0x80) end -= 1;
-    return value[0..end];
+    return text.shorten(value, 3072);
 }

@@ -12,7 +12,9 @@ const none = template.none;
 const format = @import("format.zig");
 const bat = @import("bat.zig");
 const Headers = @import("headers.zig").Headers;
-const Locator = @import("locator.zig").Locator;
+const locators = @import("locator.zig");
+const Locator = locators.Locator;
+const alternatives = @import("../vhd/alternatives.zig");
 const logs = @import("log.zig");
 const Metadata = @import("metadata.zig").Metadata;
 const Patched = @import("patched.zig").Patched;
@@ -135,6 +137,7 @@ const Opened = struct {
 pub fn open(context: image.Context, device: block.Device) block.Error!image.Image {
     const vhdx = try load(context, device);
     const differencing = vhdx.metadata.isDifferencing();
+    if (differencing) try @import("parent.zig").verify(context, vhdx.device(), &vhdx.metadata);
     const opened = context.allocator.create(Opened) catch return error.NoMemory;
     opened.* = .{ .segments = try .init(context, vhdx.table, differencing), .device = vhdx.device() };
     return .{
@@ -166,7 +169,14 @@ fn references(context: image.Context, device: block.Device, sink: image.Sink) bl
     const metadata: Metadata = try .load(context, replayed.device, known.metadata);
     if (!metadata.isDifferencing()) return;
     const locator: Locator = try .read(context, replayed.device, &metadata);
-    try locator.emitReferences(context, sink);
+    // Alternatives for one file; see vhd/references.zig.
+    for ([_]bool{ false, true }) |last| {
+        for (locators.keys.paths) |key| {
+            const path = alternatives.posix(try locator.find(context, key) orelse continue);
+            const name = if (last) alternatives.base(path) else path;
+            if (name.len > 0) try locator.emitReference(context, sink, key, name);
+        }
+    }
 }
 
 test {

@@ -5,7 +5,6 @@
 
 const std = @import("std");
 const block = @import("block");
-const cbor = @import("cbor");
 const messages = @import("messages");
 const image = @import("../image.zig");
 const text = @import("../text.zig");
@@ -251,15 +250,12 @@ pub fn emitReferences(context: image.Context, vmdk: *const Vmdk, sink: image.Sin
     }
     const its = vmdk.identity orelse return;
     const name = text.fromUtf8(context.allocator, its.parent orelse return) catch return error.NoMemory;
-    // Longer than what a sink encodes.
-    const buffer = context.allocator.alloc(u8, name.len + 256) catch return error.NoMemory;
-    const message = cbor.encodeMessage(buffer, messages.InfoReference{
+    try sink.emitReference(context, .{
         .kind = image.ReferenceKind.parent.text(),
         .name = name,
         .format = format.name,
         .source = "parentFileNameHint",
-    }) catch return error.TooLarge;
-    try sink.deliver(sink.context, message);
+    });
 }
 
 test {
