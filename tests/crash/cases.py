@@ -458,5 +458,4 @@ LUKS = tuple(
     )
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (*RAW, *QCOW2, *VHD, *VMDK, *VHDX, *LUKS)
-CASES: tuple[Case, ...] = (*RAW, *QCOW2, *QCOW2_BITMAPS, *VHD)
+CASES: tuple[Case, ...] = (*RAW, *QCOW2, *QCOW2_BITMAPS, *VHD, *VMDK, *VHDX, *LUKS)
