@@ -45,6 +45,8 @@ _TARGET = ("-target", "x86_64-freestanding-none", "-mcpu=x86_64")
 #: Of every module with code, std among them: checks stay in; see guest/root.zig.
 _CHECKED = ("-O", "ReleaseSafe")
 _FLAGS = (
+    # The symboliser reads what is cut off the loaded file.
+    "-fno-strip",
     "-fno-stack-check",
     "-fno-stack-protector",
     "-fno-unwind-tables",
