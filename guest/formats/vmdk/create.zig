@@ -18,12 +18,14 @@ const name = format.name;
 const sector = format.sector;
 const Sparse = layouts.Sparse;
 
-/// Plan an image for a disk of `size` bytes, rounded up to 512.
+/// Plan an image for a disk of `size` bytes, at least 1, rounded up to 512.
 pub fn plan(context: image.Context, size: u64, options: *const target.Options, seed: target.Seed) block.Error!plans.Plan {
     try target.checkSize(context, name, size);
     const layout = try layouts.layout(context, size, options);
     if (seed.name.len == 0) return target.refuseOption(context, name, "vmdk: the new file has no name, and its descriptor needs one", .{});
     try layouts.checkQuotable(context, "the file's name", seed.name);
+    // A header of no sectors is how a descriptor that is embedded alone is told, and a list of no extents is no disk.
+    if (layout.size == 0) return target.refuseOption(context, name, "vmdk: a disk of 0 bytes cannot be read again", .{});
     const facts: text.Facts = .{
         .name = seed.name,
         .cid = contentId(seed),

@@ -160,14 +160,14 @@ test "preallocation of flat extents" {
     }
 }
 
-test "a disk of no size is qemu-img's" {
+test "a disk of no size is refused" {
     var made: Planned = .init();
     defer made.arena.deinit();
     for (std.enums.values(layouts.Subformat)) |subformat| {
-        const planned = try plan(made.context(), 0, &.{ .subformat = @tagName(subformat) }, seed);
-        try testing.expectEqual(@as(usize, 0), planned.others.len);
-        _ = try made.bytes(&planned, 0);
-        if (subformat.isEmbedded()) try testing.expectEqual(@as(u64, 65_536), planned.file_length);
+        try testing.expectError(error.Refused, plan(made.context(), 0, &.{ .subformat = @tagName(subformat) }, seed));
+        try testing.expectEqual(.invalid_option, made.diagnostic.code);
+        const planned = try plan(made.context(), 1, &.{ .subformat = @tagName(subformat) }, seed);
+        try testing.expectEqual(@as(u64, 512), planned.virtual_size);
     }
 }
 
