@@ -37,7 +37,7 @@ def _median(session: Session, folder: Path, cut: int, *command: str) -> float:
     path = folder / "shrink.img"
     times = []
     for _ in range(ROUNDS):
-        create(session, str(path), "qcow2", size=_KEPT + cut, options={"cluster_size": 512})
+        create(session, str(path), "qcow2", size=_KEPT + cut, options={"cluster_size": 512}, force=True)
         words = (*command, "resize", "-q", "-f", "qcow2", "--shrink", str(path), str(_KEPT))
         started = time.perf_counter_ns()
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)

@@ -204,7 +204,7 @@ class TestRealCommand:
     def test_poison_in_what_create_says(self, tmp_path: Path) -> None:
         elf = emitter(messages(*whole("create", POISON)))
         for words in ((), ("--output=json",)):
-            status, out, err = command(tmp_path, "create", *words, "new", "1M", elf=elf)
+            status, out, err = command(tmp_path, "create", "--force", *words, "new", "1M", elf=elf)
             assert (status, err) == (0, b"")
             assert "31m" in harmless(out)
 

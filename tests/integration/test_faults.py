@@ -369,10 +369,10 @@ def test_a_target_that_changes_meanwhile(runner: Meddling, tmp_path: Path) -> No
     target = tmp_path / "new"
     machine = vmm.Machine(runner=runner)
     runner.meddle = lambda: target.write_bytes(b"theirs")
-    machine.create(target, "raw", "1M")
+    machine.create(target, "raw", "1M", force=True)
     assert target.stat().st_size == MIB
     runner.meddle = target.unlink
-    machine.create(target, "raw", "2M")
+    machine.create(target, "raw", "2M", force=True)
     assert target.stat().st_size == 2 * MIB
 
     def become_a_directory() -> None:
@@ -381,7 +381,7 @@ def test_a_target_that_changes_meanwhile(runner: Meddling, tmp_path: Path) -> No
 
     runner.meddle = become_a_directory
     with pytest.raises(vmm.FileError, match="Is a directory"):
-        machine.create(target, "raw", "1M")
+        machine.create(target, "raw", "1M", force=True)
     assert listing(tmp_path) == {"new"}
 
 
@@ -396,7 +396,7 @@ def test_an_image_whose_data_file_is_in_place_already(runner: Meddling, tmp_path
 
     runner.meddle = become_a_directory
     with pytest.raises(vmm.FileError, match=r"Could not create .*image': Is a directory"):
-        vmm.Machine(runner=runner).create(target, "qcow2", "1M", data_file=str(data))
+        vmm.Machine(runner=runner).create(target, "qcow2", "1M", data_file=str(data), force=True)
     assert listing(tmp_path) == {"image", "data"}
     assert data.stat().st_size == MIB
 

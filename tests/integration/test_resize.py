@@ -131,7 +131,7 @@ def test_cve_2026_24708(image: Path) -> None:
         assert "looks like" in done.one_line() or f"{name}: " in done.err
         assert run("run", "resize", "-f", "raw", str(image), "8k").status == 0
         assert image.read_bytes() == head.ljust(4096, b"\xa5") + bytes(4096)
-    vmm.create(image, "vpc", "1M", subformat="fixed")
+    vmm.create(image, "vpc", "1M", subformat="fixed", force=True)
     done = run("run", "resize", str(image), "2M")
     assert done.status == 1
     assert "by its last bytes alone" in done.one_line()
@@ -142,7 +142,7 @@ def test_cve_2026_24708(image: Path) -> None:
 def test_falloc_takes_the_space(image: Path) -> None:
     assert run("run", "resize", "--preallocation=falloc", str(image), "1M").status == 0
     assert image.stat().st_blocks * 512 >= (1 << 20) - 4096
-    vmm.create(image, "qcow2", "1M")
+    vmm.create(image, "qcow2", "1M", force=True)
     assert vmm.resize(image, "3M", preallocation="falloc").virtual_size == 3 << 20
     assert image.stat().st_blocks * 512 >= 2 << 20
     assert vmm.check(image).clean
@@ -160,7 +160,7 @@ def test_two_at_once(image: Path) -> None:
 
 @pytest.mark.qemu_img
 def test_qemu_holds_the_image(image: Path) -> None:
-    vmm.create(image, "qcow2", "1M")
+    vmm.create(image, "qcow2", "1M", force=True)
     with subprocess.Popen(
         ["qemu-io", "-f", "qcow2", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as holder:
@@ -244,7 +244,7 @@ def test_a_machine_that_stops(
     """After each change of the file: consistent, with the old size or the new one."""
     monkeypatch.setattr("vmm.devices.bus.FileBackend", Stopping)
     original = tmp_path / "original"
-    vmm.create(original, "qcow2", "1M", **options)
+    vmm.create(original, "qcow2", "1M", force=True, **options)
     path = tmp_path / "image"
     sizes = set()
     with vmm.Machine(runner=MachineRunner(warm=True)) as machine:
@@ -280,7 +280,7 @@ def test_any_size(driver: str, options: dict[str, Any], tmp_path: Path) -> None:
         for number in range(80):
             size = EDGES[number % len(EDGES)] if number < 2 * len(EDGES) else rng.getrandbits(64) >> rng.randrange(64)
             sign = rng.choice(("", "+", "-"))
-            machine.create(path, driver, "1M", **options)
+            machine.create(path, driver, "1M", force=True, **options)
             before = machine.info(path, format=driver).virtual_size
             try:
                 report = machine.resize(path, f"{sign}{size}", format=driver, shrink=True)

@@ -69,7 +69,9 @@ def test_creation_has_entropy_and_its_passphrase(tmp_path: Path) -> None:
     requests = []
     for entropy in (None, None, bytes(range(32))):
         runner = FakeRunner(made)
-        create(Session(runner), str(tmp_path / "new"), "luks", size=512, luks_passphrase=b"p", entropy=entropy)
+        create(
+            Session(runner), str(tmp_path / "new"), "luks", size=512, luks_passphrase=b"p", entropy=entropy, force=True
+        )
         request = decode(runner.jobs[0].request)
         assert isinstance(request, dict)
         assert request["passphrase"] == b"p"

@@ -216,7 +216,7 @@ def test_create(tmp_path: Path) -> None:
     assert report.options == (("size", "512"),)
     request = requested(runner.jobs[0])
     assert len(request.pop("entropy")) == 32
-    assert request == {"format": "raw", "size": 1024, "unix-time": 7, "uuid": bytes(16)}
+    assert request == {"format": "raw", "size": 1024, "unix-time": 7, "uuid": bytes(16), "name": b"new"}
 
 
 def requested(job: Job) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def requested(job: Job) -> dict[str, Any]:
 def test_create_makes_everything_of_a_seed(tmp_path: Path) -> None:
     runner = FakeRunner(CREATE)
     for number, seed in enumerate(("a", "a", "b", "", None)):
-        create(Session(runner), str(tmp_path / str(number)), "vpc", size=1, seed=seed)
+        create(Session(runner), str(tmp_path / "new"), "vpc", size=1, seed=seed, force=True)
     requests = [requested(job) for job in runner.jobs]
     assert requests[0] == requests[1]
     assert all(request["unix-time"] == SEED_TIME for request in requests[:4])

@@ -112,6 +112,8 @@ pub inline fn refuseAs(
 noinline fn record(diagnostic: *block.Diagnostic, site: *const Site, offset: u64, value: u64, limit: u64) error{Refused} {
     @branchHint(.cold);
     diagnostic.* = .{
+        // Whose content it is was said before.
+        .device = diagnostic.device,
         .code = site.code,
         .format = site.template.format[0..site.driver_length],
         .structure = site.structure[0..site.structure_length],

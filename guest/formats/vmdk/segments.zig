@@ -108,6 +108,9 @@ pub const Disk = struct {
         return segment;
     }
 
+    /// Bytes after which a run is cut: some hundred grain tables of 64 KiB grains.
+    const longest = 8 << 30;
+
     fn sparseRun(self: *Disk, extent: *const sparse.Sparse, inside: u64) block.Error!image.Segment {
         try self.ready(extent);
         const size = extent.size();
@@ -124,6 +127,8 @@ pub const Disk = struct {
                 first = place;
             } else if (!follows(first, place, end - inside, extent.compressed)) break;
             end += length;
+            // Whoever asks for one byte of a large disk need not wait until all of its tables are read.
+            if (end - inside >= longest) break;
         }
         const is_data = first == .data;
         return .{

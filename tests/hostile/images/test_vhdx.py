@@ -468,7 +468,7 @@ def test_parent_is_named(ours: Ours, tmp_path: Path) -> None:
     ]
     checked = asked(ours, "check", tmp_path / "image")
     assert (checked.rc, findings(checked)) == (0, [])
-    assert "which is not followed" in refusal(asked(ours, "measure", tmp_path / "image", "-O", "qcow2"))
+    assert "which only --chain follows" in refusal(asked(ours, "measure", tmp_path / "image", "-O", "qcow2"))
 
 
 LINKAGE = v.parent_pairs()
