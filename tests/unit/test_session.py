@@ -228,7 +228,7 @@ def requested(job: Job) -> dict[str, Any]:
 
 def test_create_makes_everything_of_a_seed(tmp_path: Path) -> None:
     runner = FakeRunner(CREATE)
-    for number, seed in enumerate(("a", "a", "b", "", None)):
+    for seed in ("a", "a", "b", "", None):
         create(Session(runner), str(tmp_path / "new"), "vpc", size=1, seed=seed, force=True)
     requests = [requested(job) for job in runner.jobs]
     assert requests[0] == requests[1]
