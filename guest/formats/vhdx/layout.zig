@@ -72,9 +72,16 @@ pub const Layout = struct {
         return self.metadataOffset() + 5 * mib;
     }
 
+    /// Bytes that a fixed disk has for its blocks.
+    fn room(self: Layout) u64 {
+        // Behind the first chunk qemu wants the last block whole, and cannot open what its own writer makes then.
+        const whole = !self.state_zero and self.blocks() > self.chunkRatio();
+        return if (whole) self.blocks() * self.block_size else self.size;
+    }
+
     /// The file when so many blocks have been written to.
     pub fn fileLength(self: Layout, written: u64) u64 {
-        const reserved = self.payloadOffset() + if (self.kind == .fixed) self.size else 0;
+        const reserved = self.payloadOffset() + if (self.kind == .fixed) self.room() else 0;
         if (written == 0 or (self.kind == .fixed and !self.state_zero)) return reserved;
         // A block is placed at the end of the file, also when a fixed disk has room for it already.
         return std.mem.alignForward(u64, reserved, mib) + written * self.block_size;
