@@ -52,7 +52,7 @@ def ignore_hangup() -> None:
 @pytest.fixture
 def running(spin: Path, target: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
     """A `create` that replaces a file and never ends by itself."""
-    words = ["run", "create", "--op-elf", str(spin), "--timeout", "60", str(target), "1M"]
+    words = ["run", "create", "--force", "--op-elf", str(spin), "--timeout", "60", str(target), "1M"]
     with subprocess.Popen(
         [*COMMAND, *words],
         stdout=subprocess.PIPE,
