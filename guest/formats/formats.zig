@@ -24,8 +24,6 @@ pub const resizing = @import("resizing.zig");
 pub const ambiguity = @import("ambiguity.zig");
 /// Destinations: what `measure -O` and `create -f` can name.
 pub const targets = @import("targets.zig");
-/// Resizing VMDK.
-pub const vmdk_grow = @import("vmdk/grow.zig");
 pub const raw = @import("raw/raw.zig");
 pub const vhd = @import("vhd/vhd.zig");
 pub const vhdx = @import("vhdx/vhdx.zig");
