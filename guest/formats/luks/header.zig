@@ -133,17 +133,7 @@ pub const Header = struct {
 };
 
 /// Refuse as in template.zig.
-pub inline fn refuse(
-    diagnostic: *block.Diagnostic,
-    comptime code: block.Diagnostic.Code,
-    comptime structure: []const u8,
-    comptime sentence: []const u8,
-    offset: u64,
-    value: u64,
-    limit: u64,
-) error{Refused} {
-    return template.refuseAs(format, diagnostic, code, structure, sentence, offset, value, limit);
-}
+pub const refuse = template.Refusals(format).refuse;
 
 /// Read the header at byte `base` and make sure that it is one of this version; nothing else is checked.
 pub fn read(context: image.Context, device: block.Device, base: u64) block.Error!Header {

@@ -75,39 +75,33 @@ const Site = struct {
     template: Template(Refusal),
 };
 
-/// Refuse the image.  `text` may name {offset}, {value} and {limit}.
-pub inline fn refuse(
-    diagnostic: *block.Diagnostic,
-    comptime code: block.Diagnostic.Code,
-    comptime structure: []const u8,
-    comptime text: []const u8,
-    offset: u64,
-    value: u64,
-    limit: u64,
-) error{Refused} {
-    return refuseAs("qcow2", diagnostic, code, structure, text, offset, value, limit);
+/// How a driver refuses its images.
+pub fn Refusals(comptime driver: []const u8) type {
+    return struct {
+        /// Refuse the image.  `text` may name {offset}, {value} and {limit}.
+        pub inline fn refuse(
+            diagnostic: *block.Diagnostic,
+            comptime code: block.Diagnostic.Code,
+            comptime structure: []const u8,
+            comptime text: []const u8,
+            offset: u64,
+            value: u64,
+            limit: u64,
+        ) error{Refused} {
+            const site = comptime Site{
+                .code = code,
+                .structure = structure.ptr,
+                .structure_length = structure.len,
+                .driver_length = driver.len,
+                .template = .parse(driver ++ ": " ++ text),
+            };
+            return record(diagnostic, &site, offset, value, limit);
+        }
+    };
 }
 
-/// `refuse` for an image of another driver.
-pub inline fn refuseAs(
-    comptime driver: []const u8,
-    diagnostic: *block.Diagnostic,
-    comptime code: block.Diagnostic.Code,
-    comptime structure: []const u8,
-    comptime text: []const u8,
-    offset: u64,
-    value: u64,
-    limit: u64,
-) error{Refused} {
-    const site = comptime Site{
-        .code = code,
-        .structure = structure.ptr,
-        .structure_length = structure.len,
-        .driver_length = driver.len,
-        .template = .parse(driver ++ ": " ++ text),
-    };
-    return record(diagnostic, &site, offset, value, limit);
-}
+/// Refuse a qcow2 image.
+pub const refuse = Refusals("qcow2").refuse;
 
 noinline fn record(diagnostic: *block.Diagnostic, site: *const Site, offset: u64, value: u64, limit: u64) error{Refused} {
     @branchHint(.cold);

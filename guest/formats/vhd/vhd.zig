@@ -59,17 +59,7 @@ pub const Vhd = struct {
 };
 
 /// Refuse as in template.zig.
-pub inline fn refuse(
-    diagnostic: *block.Diagnostic,
-    comptime code: block.Diagnostic.Code,
-    comptime structure: []const u8,
-    comptime text: []const u8,
-    offset: u64,
-    value: u64,
-    limit: u64,
-) error{Refused} {
-    return template.refuseAs(driver.name, diagnostic, code, structure, text, offset, value, limit);
-}
+pub const refuse = template.Refusals(driver.name).refuse;
 
 /// Refuse what is no VHD at all.
 pub fn noFooter(context: image.Context, device: block.Device) error{Refused} {

@@ -38,17 +38,7 @@ fn probe(p: *const image.Probe) u8 {
 }
 
 /// Refuse as in template.zig.
-pub inline fn refuse(
-    diagnostic: *block.Diagnostic,
-    comptime code: block.Diagnostic.Code,
-    comptime structure: []const u8,
-    comptime text: []const u8,
-    offset: u64,
-    value: u64,
-    limit: u64,
-) error{Refused} {
-    return template.refuseAs(format.name, diagnostic, code, structure, text, offset, value, limit);
-}
+pub const refuse = template.Refusals(format.name).refuse;
 
 /// An image as far as its headers and its log: from here on everything is read from `device`.
 pub const Replayed = struct {
